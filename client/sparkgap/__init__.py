@@ -1,0 +1,35 @@
+"""Train and apply deep-learning models on a Spark cluster from a client with no JVM, over Spark Connect."""
+
+from sparkgap.distributor import TorchDistributor
+from sparkgap.errors import (
+    ExtensionError,
+    PlanError,
+    ProtocolError,
+    ResourceError,
+    RunCancelledError,
+    RunNotFoundError,
+    SparkgapError,
+    TrainingError,
+    VersionError,
+)
+from sparkgap.predict import predict_batch_udf
+from sparkgap.run import LogLine, Run, attach
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ExtensionError",
+    "LogLine",
+    "PlanError",
+    "ProtocolError",
+    "ResourceError",
+    "Run",
+    "RunCancelledError",
+    "RunNotFoundError",
+    "SparkgapError",
+    "TorchDistributor",
+    "TrainingError",
+    "VersionError",
+    "attach",
+    "predict_batch_udf",
+]

@@ -1,0 +1,148 @@
+"""The only user of pyspark's client internals: sends commands and questions as extension messages and gives out the replies."""
+
+from __future__ import annotations
+
+import platform
+import re
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
+from sparkgap_protos import PROTOCOL
+from sparkgap_protos.v1 import plan_pb2 as pb
+from sparkgap_protos.v1 import run_pb2
+
+from sparkgap.errors import ExtensionError, PlanError, ProtocolError, VersionError, refusal
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+    from pyspark.sql.connect.client import SparkConnectClient
+    from pyspark.sql.connect.session import SparkSession
+
+_MISSING = re.compile(r"No handler found for extension|CONNECT_INVALID_PLAN\.(EXTENSION|NO_HANDLER)", re.IGNORECASE)
+
+
+def client_name() -> str:
+    """Who asks, for the server's log and for errors about versions."""
+    from sparkgap import __version__
+
+    return f"sparkgap {__version__}, Python {platform.python_version()}"
+
+
+def connect_session(session: Any = None) -> SparkSession:
+    """The given session, or this process's active one, if it is one of Spark Connect.
+
+    Raises
+    ------
+    PlanError
+        There is no session.
+    ExtensionError
+        It is a classic session, inside this process.
+    """
+    from pyspark.sql.connect.session import SparkSession
+
+    if session is None:
+        session = SparkSession.getActiveSession() or SparkSession._get_default_session() or _classic_session()
+    if session is None:
+        raise PlanError(
+            'no active Spark session: create one with SparkSession.builder.remote("sc://HOST:PORT").getOrCreate(), '
+            "or pass spark="
+        )
+    if not isinstance(session, SparkSession):
+        raise ExtensionError(
+            f"sparkgap needs a Spark Connect session, this is a {type(session).__module__}.{type(session).__qualname__}: "
+            'create it with SparkSession.builder.remote("sc://HOST:PORT").getOrCreate()'
+        )
+    return session
+
+
+def _classic_session() -> Any:
+    import sys
+
+    module = sys.modules.get("pyspark.sql.classic.session") or sys.modules.get("pyspark.sql.session")
+    return None if module is None else module.SparkSession.getActiveSession()
+
+
+def execute(session: SparkSession, **kind: Message) -> Iterator[run_pb2.Reply]:
+    """Send one command and give out its replies as they arrive; a refusal is raised."""
+    command = pb.Command(protocol=PROTOCOL, client=client_name(), **kind)  # type: ignore[arg-type]
+    client = session.client
+    with translated():
+        request = client._execute_plan_request_with_metadata()
+        request.plan.command.extension.Pack(command)
+        for response in client._execute_and_fetch_as_iterator(request, {}):
+            if isinstance(response, any_pb2.Any):
+                yield _reply(response)
+
+
+def ask(session: SparkSession, **kind: Message) -> run_pb2.Reply:
+    """Ask one question that changes nothing; a refusal is raised."""
+    return _ask(session.client, **kind)
+
+
+def require_extension(client: SparkConnectClient) -> None:
+    """Make sure, once for each client, that its server has the extension and speaks our messages.
+
+    A query that holds one of our expressions fails inside pyspark's own code, with words that help nobody; so this asks before.
+    """
+    if client in _greeted:
+        return
+    client._analyze(method="spark_version")  # GetStatus never creates the session on the server, any other call does
+    spoken = _ask(client, hello=pb.HelloQuery()).hello.protocol
+    if spoken != PROTOCOL:
+        raise VersionError(
+            f"this client ({client_name()}) speaks version {PROTOCOL} of sparkgap's messages, the server speaks version {spoken}: "
+            "install the same sparkgap release on both sides"
+        )
+    _greeted.add(client)
+
+
+_greeted: weakref.WeakSet[SparkConnectClient] = weakref.WeakSet()
+
+
+def _ask(client: SparkConnectClient, **kind: Message) -> run_pb2.Reply:
+    query = any_pb2.Any()
+    query.Pack(pb.Query(protocol=PROTOCOL, client=client_name(), **kind))  # type: ignore[arg-type]
+    with translated():
+        response = client._get_operation_statuses(operation_ids=None, request_extensions=[query])
+        for extension in response.extensions:
+            return _reply(extension)
+    raise _missing()
+
+
+def _reply(message: any_pb2.Any) -> run_pb2.Reply:
+    reply = run_pb2.Reply()
+    try:
+        understood = message.Unpack(reply)
+    except DecodeError:
+        understood = False
+    if not understood or reply.WhichOneof("kind") is None:
+        raise ProtocolError(
+            f"the server sent a {message.type_url}, which this release does not understand: install the server's release"
+        )
+    if reply.WhichOneof("kind") == "refusal":
+        raise refusal(reply.refusal)
+    return reply
+
+
+def _missing() -> ExtensionError:
+    return ExtensionError(
+        "the Spark Connect server does not have the sparkgap extension: its operator adds sparkgap's jar and settings "
+        "(deploy/spark-defaults.conf), or starts it with `sparkgap-server start`"
+    )
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn the server's word that nobody handles our messages into an `ExtensionError`; other errors of Spark pass."""
+    from pyspark.errors.exceptions.connect import SparkConnectGrpcException
+
+    try:
+        yield
+    except SparkConnectGrpcException as error:
+        if _MISSING.search(str(error)):
+            raise _missing() from error
+        raise

@@ -1,0 +1,163 @@
+"""`TorchDistributor`: packs what the user wants trained into a plan, for `run` to follow."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparkgap_protos import codec
+from sparkgap_protos.v1 import plan_pb2 as pb
+
+from sparkgap import channel
+from sparkgap.errors import PlanError
+from sparkgap.progress import Console
+from sparkgap.run import Run, submit
+
+if TYPE_CHECKING:
+    from pyspark.sql.connect.session import SparkSession
+
+_MAX_SCRIPT_BYTES = 16 << 20
+
+
+class TorchDistributor:
+    """Runs PyTorch training on the cluster of a Spark Connect session; a drop-in for `pyspark.ml.torch.distributor.TorchDistributor`.
+
+    Creating one costs nothing and contacts nobody. Each rank finds the environment that torchrun sets (`RANK`, `LOCAL_RANK`, `WORLD_SIZE`,
+    `LOCAL_WORLD_SIZE`, `NODE_RANK`, `GROUP_RANK`, `MASTER_ADDR`, `MASTER_PORT`), so `torch.distributed.init_process_group()` needs no arguments.
+
+    Parameters
+    ----------
+    num_processes
+        World size, at least 1.
+    local_mode
+        True: all ranks in one task, so on one node of the cluster, never at the client. False: one barrier task for each GPU share or CPU rank.
+    use_gpu
+        True: one GPU a rank, as Spark assigns them to the task. False: the ranks see no GPU.
+    spark
+        Spark Connect session; the active one by default.
+    name
+        For people; the name of the function or script by default.
+    run_id
+        1 to 128 letters, digits, '.', '_' and '-'. Submitting the same plan under the same id again gives the same run. Random by default.
+
+    Raises
+    ------
+    PlanError
+        An argument can never work (also a ValueError).
+    """
+
+    def __init__(
+        self,
+        num_processes: int = 1,
+        local_mode: bool = True,
+        use_gpu: bool = True,
+        *,
+        spark: SparkSession | None = None,
+        name: str | None = None,
+        run_id: str | None = None,
+    ) -> None:
+        if isinstance(num_processes, bool) or not isinstance(num_processes, int) or num_processes < 1:
+            raise PlanError(f"num_processes has to be a positive integer, got {num_processes!r}")
+        self.num_processes = num_processes
+        self.local_mode = bool(local_mode)
+        self.use_gpu = bool(use_gpu)
+        self._spark = spark
+        self._name = name
+        self._run_id = run_id
+
+    def __repr__(self) -> str:
+        return f"TorchDistributor(num_processes={self.num_processes}, local_mode={self.local_mode}, use_gpu={self.use_gpu})"
+
+    def run(self, train_object: Callable[..., Any] | str | Path, *args: Any, **kwargs: Any) -> Any:
+        """Train, show the ranks' output and progress while waiting, and return what rank 0 returned.
+
+        Blocks until the run ends. Ctrl-C cancels the run on the cluster. Losing the client does not.
+
+        Parameters
+        ----------
+        train_object
+            A function, called as ``train_object(*args, **kwargs)`` in every rank, or the path of a script on this machine, which is sent
+            and run as ``__main__`` with `args` as its ``sys.argv[1:]``.
+        *args, **kwargs
+            For the function; a script takes positional arguments only.
+
+        Returns
+        -------
+        object
+            Rank 0's return value; None for a script.
+
+        Raises
+        ------
+        PlanError
+            Function or arguments cannot be pickled, with the culprit's name, or the plan can never work. Nothing was started.
+        ExtensionError
+            The server lacks the extension, versions do not fit (`VersionError`) or the cluster cannot hold the ranks (`ResourceError`).
+        TrainingError
+            A rank failed; its own exception is the cause.
+        RunCancelledError
+            Somebody cancelled the run.
+        """
+        run = self.submit(train_object, *args, **kwargs)
+        with Console() as console:
+            try:
+                run._follow_to_end(console)
+            except KeyboardInterrupt:
+                run.cancel("interrupted at the client (Ctrl-C)")
+                run.wait(timeout=10)
+                raise
+        return run.result()
+
+    def submit(self, train_object: Callable[..., Any] | str | Path, *args: Any, **kwargs: Any) -> Run:
+        """Start the run and return at once; takes and raises what `run` does, except for what happens after the start.
+
+        Returns
+        -------
+        Run
+            Owned by the server: it goes on when this process ends.
+        """
+        session = channel.connect_session(self._spark)
+        plan = pb.TrainPlan(
+            run_id=self._run_id or uuid.uuid4().hex,
+            num_processes=self.num_processes,
+            local_mode=self.local_mode,
+            use_gpu=self.use_gpu,
+        )
+        if isinstance(train_object, (str, os.PathLike)):
+            path = Path(train_object)
+            plan.name = self._name or path.name
+            plan.script.CopyFrom(_script(path, args, kwargs))
+        elif callable(train_object):
+            plan.name = self._name or getattr(train_object, "__qualname__", type(train_object).__qualname__)
+            plan.function.CopyFrom(_function(train_object, plan.name, args, kwargs))
+        else:
+            raise PlanError(
+                f"train_object has to be a function or the path of a script, got a {type(train_object).__qualname__}"
+            )
+        return submit(session, plan)
+
+
+def _function(function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> pb.Payload:
+    parts: dict[str, object] = {f"the function {name}": function}
+    parts |= {f"argument {index}": value for index, value in enumerate(args)}
+    parts |= {f"argument {key!r}": value for key, value in kwargs.items()}
+    try:
+        return codec.pack((function, args, kwargs), f"the function {name}", parts)
+    except codec.NotPicklable as error:
+        raise PlanError(str(error)) from error
+
+
+def _script(path: Path, args: tuple[Any, ...], kwargs: dict[str, Any]) -> pb.Script:
+    if kwargs:
+        raise PlanError(
+            f"a script takes positional arguments only, got {', '.join(sorted(kwargs))} by name: pass '--name', 'value' instead"
+        )
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise PlanError(f"the script cannot be read on this machine: {error}") from error
+    if len(source) > _MAX_SCRIPT_BYTES:
+        raise PlanError(f"{path} has {len(source)} bytes, a script may have {_MAX_SCRIPT_BYTES}")
+    return pb.Script(name=path.name, source=source, arguments=[str(argument) for argument in args])

@@ -1,0 +1,145 @@
+"""Every error that sparkgap raises at the client, by who has to act.
+
+SparkgapError
+├── PlanError            the caller: the plan can never work (also a ValueError)
+│   └── RunNotFoundError the caller: no such run of this user
+├── ExtensionError       the operator (also a RuntimeError)
+│   ├── VersionError     versions of Python or of sparkgap do not fit
+│   ├── ResourceError    the cluster cannot hold the plan
+│   └── ProtocolError    the server answers what this client does not understand
+├── TrainingError        the user's code: a rank failed (also a RuntimeError)
+└── RunCancelledError    nobody: somebody cancelled the run (also a RuntimeError)
+
+Errors inside a query, `predict_batch_udf`'s among them, arrive as Spark's own `PythonException` with the user's traceback.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sparkgap_protos import codec
+from sparkgap_protos.v1 import run_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class SparkgapError(Exception):
+    """Root of all errors of sparkgap."""
+
+
+class PlanError(SparkgapError, ValueError):
+    """The plan can never work, whatever the cluster; nothing was started."""
+
+
+class RunNotFoundError(PlanError):
+    """This user has no run with this id on the server."""
+
+
+class ExtensionError(SparkgapError, RuntimeError):
+    """The server lacks the extension, or the session is none of Spark Connect."""
+
+
+class VersionError(ExtensionError):
+    """Versions on the two sides do not fit."""
+
+
+class ResourceError(ExtensionError):
+    """The cluster cannot hold the plan: slots, GPUs or settings are missing."""
+
+
+class ProtocolError(ExtensionError):
+    """The server's answer cannot be understood."""
+
+
+class RunCancelledError(SparkgapError, RuntimeError):
+    """The run was cancelled; the text says why."""
+
+
+class RemoteTraceback(Exception):
+    """Carries a rank's traceback as text, for the chain of causes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._text = text
+
+    def __str__(self) -> str:
+        return f"\n{self._text}"
+
+
+class RemoteError(Exception):
+    """Stands for an exception of a rank whose class cannot be opened here, for want of its module for example."""
+
+
+class TrainingError(SparkgapError, RuntimeError):
+    """A rank failed; the first one's own exception is the `__cause__`.
+
+    Attributes
+    ----------
+    rank : int or None
+        The rank that failed first; None when Spark ended the run for another reason.
+    host : str
+        Where it ran.
+    exit_code, signal : int
+        How its process ended, where it ended without an exception; 0 otherwise.
+    traceback : str
+        Its traceback as it would have printed it; empty without an exception.
+    failures : tuple of RankFailure
+        Every rank's failure that is known, the cause first.
+    """
+
+    def __init__(self, message: str, failures: Sequence[run_pb2.RankFailure] = ()) -> None:
+        super().__init__(message)
+        self.failures = tuple(failures)
+        first = self.failures[0] if self.failures else run_pb2.RankFailure()
+        self.rank = first.rank if self.failures else None
+        self.host = first.host
+        self.exit_code = first.exit_code
+        self.signal = first.signal
+        self.traceback = first.traceback
+
+    @classmethod
+    def of(cls, status: run_pb2.RunStatus) -> TrainingError:
+        """The error for a failed run, with its cause attached."""
+        if not status.failures:
+            return cls(f"run {status.run_id} failed: {status.reason}")
+        first = status.failures[0]
+        name = status.name or status.run_id
+        what = f"{first.exception}: {first.message}" if first.exception else first.message
+        others = sorted({failure.rank for failure in status.failures[1:]} - {first.rank})
+        text = f"rank {first.rank} of {status.num_processes} of {name} failed on {first.host}: {what}"
+        if others:
+            text += f" (then rank{'s' if len(others) > 1 else ''} {', '.join(map(str, others))})"
+        if not first.exception and first.last_lines:
+            text += "\nIts last lines were:\n" + "\n".join(f"  {line}" for line in first.last_lines)
+        error = cls(text, status.failures)
+        error.__cause__ = _cause(first)
+        return error
+
+
+def _cause(failure: run_pb2.RankFailure) -> BaseException | None:
+    if not failure.exception:
+        return None
+    cause: BaseException = RemoteError(f"{failure.exception}: {failure.message}")
+    if failure.HasField("pickled"):
+        try:
+            opened = codec.unpack(failure.pickled)
+        except Exception:
+            opened = None  # its class lives in a module that only the cluster has
+        if isinstance(opened, BaseException) and not isinstance(opened, (SystemExit, KeyboardInterrupt, GeneratorExit)):
+            cause = opened
+    cause.__cause__ = RemoteTraceback(failure.traceback)
+    return cause
+
+
+_REFUSALS: dict[int, type[SparkgapError]] = {
+    run_pb2.Refusal.PLAN: PlanError,
+    run_pb2.Refusal.VERSION: VersionError,
+    run_pb2.Refusal.RESOURCES: ResourceError,
+    run_pb2.Refusal.RUN_NOT_FOUND: RunNotFoundError,
+}
+
+
+def refusal(message: run_pb2.Refusal) -> SparkgapError:
+    """The exception for what the server refused."""
+    return _REFUSALS.get(message.reason, ProtocolError)(message.message)

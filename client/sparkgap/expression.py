@@ -1,0 +1,75 @@
+"""The Connect expression behind a prediction column: carries the plan and its argument columns in its protobuf, for the shim to take up."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pyspark.sql.connect import proto
+from pyspark.sql.connect.column import Column
+from pyspark.sql.connect.expressions import Expression
+from sparkgap_protos.v1 import plan_pb2 as pb
+
+from sparkgap import channel
+from sparkgap.errors import ExtensionError, PlanError
+
+if TYPE_CHECKING:
+    from pyspark.sql.connect.client import SparkConnectClient
+
+_NAME_CHARACTERS = 80
+
+
+def prediction_column(plan: pb.PredictPlan, arguments: Sequence[Any]) -> Any:
+    """A column for a plan that lacks its arguments; each is a Connect column or a column's name."""
+    return Column(_Prediction(plan, [_column(argument)._expr for argument in arguments]))
+
+
+def _column(argument: Any) -> Column:
+    from pyspark.sql.connect.functions import col
+
+    if isinstance(argument, Column):
+        return argument
+    if isinstance(argument, str):
+        if _classic_only():
+            raise ExtensionError(_CLASSIC.format("the active session is a classic one"))
+        return col(argument)
+    if type(argument).__module__.startswith("pyspark.sql.classic"):
+        raise ExtensionError(_CLASSIC.format("this column belongs to a classic session"))
+    raise PlanError(f"a column or the name of a column is needed, got a {type(argument).__qualname__}")
+
+
+_CLASSIC = 'sparkgap needs a Spark Connect session, {}: create it with SparkSession.builder.remote("sc://HOST:PORT").getOrCreate()'
+
+
+def _classic_only() -> bool:
+    from pyspark.sql.connect.session import SparkSession
+
+    context = sys.modules.get("pyspark.core.context")
+    classic = context is not None and context.SparkContext._active_spark_context is not None
+    return classic and SparkSession.getActiveSession() is None
+
+
+class _Prediction(Expression):
+    def __init__(self, plan: pb.PredictPlan, arguments: Sequence[Expression]) -> None:
+        super().__init__()
+        self._plan = plan
+        self._arguments = list(arguments)
+
+    def to_plan(self, session: SparkConnectClient) -> proto.Expression:
+        channel.require_extension(session)
+        plan = pb.PredictPlan()
+        plan.CopyFrom(self._plan)
+        for argument in self._arguments:
+            plan.arguments.add().Pack(argument.to_plan(session))
+            plan.argument_names.append(repr(argument)[:_NAME_CHARACTERS])
+        expression = self._create_proto_expression()
+        expression.extension.Pack(plan)
+        return expression
+
+    @property
+    def children(self) -> Sequence[Expression]:
+        return self._arguments
+
+    def __repr__(self) -> str:
+        return f"{self._plan.name}({', '.join(map(repr, self._arguments))})"

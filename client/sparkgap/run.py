@@ -1,0 +1,238 @@
+"""A training run as a client sees it: its state, output, figures and value, all read from the server that owns it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sparkgap_protos import codec
+from sparkgap_protos.v1 import plan_pb2 as pb
+from sparkgap_protos.v1 import run_pb2
+
+from sparkgap import channel
+from sparkgap.errors import PlanError, ProtocolError, RunCancelledError, TrainingError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from pyspark.sql.connect.session import SparkSession
+
+_FINAL = (run_pb2.SUCCEEDED, run_pb2.FAILED, run_pb2.CANCELLED)
+_STREAMS = {run_pb2.LogLines.STDOUT: "stdout", run_pb2.LogLines.STDERR: "stderr"}
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One line that a rank printed."""
+
+    rank: int
+    attempt: int
+    time: datetime
+    stream: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"[rank {self.rank}] {self.text}"
+
+
+class Listener(Protocol):
+    """Whoever is shown a run's events as they arrive."""
+
+    def event(self, event: run_pb2.RunEvent) -> None:
+        """Take one event; called in the order of the server's log."""
+
+    def lost(self, events: int) -> None:
+        """Take note of events that the server no longer had."""
+
+
+def submit(session: SparkSession, plan: pb.TrainPlan) -> Run:
+    """Send a plan and return its run; the server takes the same plan under the same id as the same run."""
+    for reply in channel.execute(session, submit=pb.SubmitRun(plan=plan)):
+        if reply.HasField("status"):
+            return Run(session, reply.status)
+    raise ProtocolError("the server did not say what became of the plan")
+
+
+def attach(spark: SparkSession, run_id: str) -> Run:
+    """Take up a run of this user again, from any client.
+
+    Raises
+    ------
+    RunNotFoundError
+        The user of this session has no such run.
+    """
+    session = channel.connect_session(spark)
+    return Run(session, channel.ask(session, run=pb.RunQuery(run_id=run_id)).status)
+
+
+class Run:
+    """A training run, owned by the server; made by `TorchDistributor.submit` and `attach`."""
+
+    def __init__(self, session: SparkSession, status: run_pb2.RunStatus) -> None:
+        self._session = session
+        self._last = status
+
+    def __repr__(self) -> str:
+        return f"Run(id={self.id!r}, name={self.name!r}, status={run_pb2.RunState.Name(self._last.state)})"
+
+    @property
+    def id(self) -> str:
+        """The id that the client chose."""
+        return self._last.run_id
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self._last.name
+
+    @property
+    def status(self) -> str:
+        """QUEUED, STARTING, RUNNING, SUCCEEDED, FAILED or CANCELLED; asks the server, some 2 ms, until it is one of the last three."""
+        return run_pb2.RunState.Name(self._refresh().state)
+
+    @property
+    def attempts(self) -> int:
+        """How often the gang has been started, 1 at first."""
+        return self._last.attempt + 1
+
+    def logs(self, follow: bool = False, rank: int | None = None, since: datetime | None = None) -> Iterator[LogLine]:
+        """Lines that the ranks have printed, in the order in which they reached the server.
+
+        Parameters
+        ----------
+        follow
+            Go on until the run ends instead of stopping at the last line that is there now.
+        rank
+            Only this rank's lines.
+        since
+            Only lines printed at this time (with a time zone) or later.
+        """
+        for event in self._events(no_wait=not follow):
+            if not event.HasField("log") or rank not in (None, event.rank):
+                continue
+            when = datetime.fromtimestamp(event.time / 1e6, timezone.utc)
+            if since is None or when >= since:
+                for text in event.log.lines:
+                    yield LogLine(event.rank, event.attempt, when, _STREAMS.get(event.log.stream, "stdout"), text)
+
+    def metrics(self) -> pd.DataFrame:
+        """What `sparkgap.training.report` has been given, one row a report: rank, step, total, time (UTC) and a column a metric."""
+        import pandas as pd
+
+        rows = [
+            {
+                "rank": event.rank,
+                "step": event.metrics.step,
+                "total": event.metrics.total or None,
+                "time": datetime.fromtimestamp(event.time / 1e6, timezone.utc),
+                **event.metrics.values,
+            }
+            for event in self._events(no_wait=True)
+            if event.HasField("metrics")
+        ]
+        return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["rank", "step", "total", "time"])
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the run's end, `timeout` seconds at most; returns whether it has ended."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = 0.01
+        while self._refresh().state not in _FINAL:
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+            time.sleep(pause if deadline is None else max(0.0, min(pause, deadline - time.monotonic())))
+            pause = min(pause * 1.5, 0.5)
+        return True
+
+    def result(self, timeout: float | None = None) -> Any:
+        """What rank 0 returned; waits for it.
+
+        Raises
+        ------
+        TimeoutError
+            The run goes on after `timeout` seconds.
+        TrainingError, RunCancelledError
+            The run has no value.
+        """
+        self._await(timeout)
+        if (error := self._error()) is not None:
+            raise error
+        return self._fetch_result()
+
+    def exception(self, timeout: float | None = None) -> Exception | None:
+        """Why the run has no value, or None if it has one; waits for its end as `result` does."""
+        self._await(timeout)
+        return self._error()
+
+    def cancel(self, reason: str = "cancelled by its user") -> None:
+        """End the run in whatever state it is; its ranks and their children are gone within seconds. Does nothing to a run that has ended."""
+        for reply in channel.execute(self._session, cancel=pb.CancelRun(run_id=self.id, reason=reason)):
+            self._last = reply.status
+
+    def _await(self, timeout: float | None) -> None:
+        if self._last.state not in _FINAL and not self.wait(timeout):
+            raise TimeoutError(
+                f"run {self.id} has not ended after {timeout:g} s; it is {run_pb2.RunState.Name(self._last.state)}"
+            )
+
+    def _error(self) -> Exception | None:
+        if self._last.state == run_pb2.FAILED:
+            return TrainingError.of(self._last)
+        if self._last.state == run_pb2.CANCELLED:
+            return RunCancelledError(f"run {self.id} was cancelled: {self._last.reason}")
+        return None
+
+    def _refresh(self) -> run_pb2.RunStatus:
+        if self._last.state not in _FINAL:
+            self._last = channel.ask(self._session, run=pb.RunQuery(run_id=self.id)).status
+        return self._last
+
+    def _events(self, *, no_wait: bool) -> Iterator[run_pb2.RunEvent]:
+        for reply in self._pages(no_wait=no_wait):
+            if reply.HasField("events"):
+                yield from reply.events.events
+
+    def _follow_to_end(self, listener: Listener) -> None:
+        """Show a listener everything from the first event to the run's end, and keep the value if it has come along."""
+        chunks = []
+        for reply in self._pages(with_result=True):
+            if reply.HasField("events"):
+                if reply.events.dropped:
+                    listener.lost(reply.events.dropped)
+                for event in reply.events.events:
+                    listener.event(event)
+            elif reply.HasField("result"):
+                chunks.append(reply.result.data)
+        self._value = b"".join(chunks)
+
+    def _pages(self, *, no_wait: bool = False, with_result: bool = False) -> Iterator[run_pb2.Reply]:
+        cursor = 0
+        complete = False
+        while not complete:
+            follow = pb.FollowRun(run_id=self.id, from_sequence=cursor, no_wait=no_wait, with_result=with_result)
+            for reply in channel.execute(self._session, follow=follow):
+                if reply.HasField("status"):
+                    self._last = reply.status
+                    complete = reply.status.complete
+                elif reply.HasField("events"):
+                    cursor = reply.events.first_sequence + len(reply.events.events)
+                yield reply
+
+    def _fetch_result(self) -> Any:
+        data = getattr(self, "_value", None)
+        if data is None:
+            follow = pb.FollowRun(run_id=self.id, from_sequence=self._last.next_sequence, with_result=True)
+            replies = channel.execute(self._session, follow=follow)
+            data = b"".join(reply.result.data for reply in replies if reply.HasField("result"))
+        if len(data) != self._last.result_bytes:
+            raise ProtocolError(
+                f"the value of run {self.id} arrived with {len(data)} of {self._last.result_bytes} bytes: call result() again"
+            )
+        try:
+            return codec.unpack(pb.Payload.FromString(data))
+        except ModuleNotFoundError as error:
+            raise PlanError(
+                f"the value of run {self.id} cannot be opened here, because this client has no module {error.name!r}: return plain "
+                "Python or NumPy values, or install it"
+            ) from error

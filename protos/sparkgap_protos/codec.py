@@ -1,0 +1,168 @@
+"""The only place that pickles: clients pack functions here, ranks and model hosts open them, and the way back is the same.
+
+Server processes that do not run user code (the driver's JVM, the nursery, Spark's workers) pass payloads on unopened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import pickletools
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sparkgap_protos.v1 import plan_pb2 as pb
+
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+class NotPicklable(ValueError):
+    """A value cannot be pickled; the text names the part of it that is in the way."""
+
+
+class WrongPython(RuntimeError):
+    """A payload was pickled by another minor version of Python: its bytecode means something else here."""
+
+
+def pack(value: object, what: str, parts: Mapping[str, object] | None = None) -> pb.Payload:
+    """Pickle `value` by value where it was defined in ``__main__``, by reference where a module defines it.
+
+    Parameters
+    ----------
+    value
+        A function, a tuple of a function and its arguments, a result, an exception.
+    what
+        Name of the value for the error text, "main_fn" for example.
+    parts
+        Named parts of a composed value, among which the culprit is looked for.
+
+    Returns
+    -------
+    Payload
+        The pickle, with the versions that wrote it.
+
+    Raises
+    ------
+    NotPicklable
+        Naming the culprit inside `value`, before anything is sent.
+    """
+    from pyspark import cloudpickle
+
+    try:
+        data = cloudpickle.dumps(value)
+    except Exception as error:
+        suspects = [
+            (name, part, reason) for name, part in (parts or {what: value}).items() if (reason := _refusal(part))
+        ]
+        path, leaf, reason = _culprit(*(suspects or [(what, value, error)])[0], seen=set())
+        raise NotPicklable(
+            f"{what} cannot be pickled: {path} is a {type(leaf).__module__}.{type(leaf).__qualname__}, and "
+            f"{type(reason).__name__}: {reason}. Create it inside the function instead of carrying it along."
+        ) from error
+    return pb.Payload(python=PYTHON, cloudpickle=cloudpickle.__version__, data=data)
+
+
+def unpack(payload: pb.Payload) -> Any:
+    """Open a payload; runs code that whoever made it chose, so only ranks, model hosts and the client itself call it.
+
+    Raises
+    ------
+    WrongPython
+        Before anything is unpickled.
+    """
+    if payload.python != PYTHON:
+        raise WrongPython(
+            f"pickled by Python {payload.python}, opened by Python {PYTHON}: both need the same minor version"
+        )
+    return pickle.loads(payload.data)
+
+
+def digest(payload: pb.Payload) -> str:
+    """Hexadecimal identity of what a payload means, the same in every process that packs the same code; call it where it was packed.
+
+    Two things differ between pickles of the same function: cloudpickle gives each class of ``__main__`` a random tracking id, and a string
+    is stored once or twice depending on which constants the interpreter shares. The digest reads the pickle's operations without running
+    them and leaves both out.
+    """
+    from pyspark.cloudpickle import cloudpickle
+
+    tracking_ids = set(cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS.values())
+    hashed = hashlib.sha256(f"{payload.python}\0{payload.cloudpickle}\0".encode())
+    for name, argument in _canonical(payload.data, tracking_ids):
+        value = argument if isinstance(argument, bytes) else repr(argument).encode()
+        hashed.update(f"{name}:{len(value)}:".encode())
+        hashed.update(value)
+    return hashed.hexdigest()
+
+
+def _canonical(data: bytes, tracking_ids: set[str]) -> Iterator[tuple[str, object]]:
+    memo: list[object] = []  # strings as themselves, anything else as its position among the non-strings
+    tracked: dict[str, int] = {}
+    others = 0
+    last: object = None
+    for opcode, argument, _ in pickletools.genops(io.BytesIO(data)):
+        name = opcode.name
+        if name in ("PROTO", "FRAME"):
+            continue
+        if name == "MEMOIZE":
+            memo.append(last if isinstance(last, str) else others)
+            others += not isinstance(last, str)
+        elif name in ("BINGET", "LONG_BINGET"):
+            assert isinstance(argument, int)
+            last = memo[argument]
+            yield ("STRING" if isinstance(last, str) else "SHARED"), last
+        elif isinstance(argument, str) and "UNICODE" in name:
+            last = argument
+            if argument in tracking_ids:
+                last = f"tracked class {tracked.setdefault(argument, len(tracked))}"
+            yield "STRING", last
+        else:
+            last = None
+            yield name, argument
+
+
+def _culprit(path: str, value: object, error: Exception, seen: set[int]) -> tuple[str, object, Exception]:
+    seen.add(id(value))
+    for name, part in _parts(value):
+        if id(part) not in seen and (reason := _refusal(part)) is not None:
+            return _culprit(f"{path}{name}", part, reason, seen)
+    return path, value, error
+
+
+def _refusal(value: object) -> Exception | None:
+    from pyspark import cloudpickle
+
+    try:
+        cloudpickle.dumps(value)
+    except Exception as error:
+        return error
+    return None
+
+
+def _parts(value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, types.MethodType):
+        yield ".__self__", value.__self__
+    elif isinstance(value, types.FunctionType):
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            yield f": its closure variable {name!r}", cell.cell_contents
+        for name in _global_names(value.__code__):
+            if name in value.__globals__:
+                yield f": its global {name!r}", value.__globals__[name]
+        for index, default in enumerate(value.__defaults__ or ()):
+            yield f": its default {index}", default
+    elif isinstance(value, (tuple, list)):
+        yield from ((f"[{index}]", part) for index, part in enumerate(value))
+    elif isinstance(value, dict):
+        yield from ((f"[{key!r}]", part) for key, part in value.items())
+    elif hasattr(value, "__dict__") and not isinstance(value, (type, types.ModuleType)):
+        yield from ((f".{name}", part) for name, part in vars(value).items())
+
+
+def _global_names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _global_names(constant)

@@ -1,0 +1,154 @@
+from google.protobuf import any_pb2 as _any_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Command(_message.Message):
+    __slots__ = ("protocol", "client", "submit", "follow", "cancel")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    SUBMIT_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    client: str
+    submit: SubmitRun
+    follow: FollowRun
+    cancel: CancelRun
+    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[str] = ..., submit: _Optional[_Union[SubmitRun, _Mapping]] = ..., follow: _Optional[_Union[FollowRun, _Mapping]] = ..., cancel: _Optional[_Union[CancelRun, _Mapping]] = ...) -> None: ...
+
+class SubmitRun(_message.Message):
+    __slots__ = ("plan", "follow")
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    plan: TrainPlan
+    follow: FollowRun
+    def __init__(self, plan: _Optional[_Union[TrainPlan, _Mapping]] = ..., follow: _Optional[_Union[FollowRun, _Mapping]] = ...) -> None: ...
+
+class FollowRun(_message.Message):
+    __slots__ = ("run_id", "from_sequence", "no_wait", "with_result")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    FROM_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    NO_WAIT_FIELD_NUMBER: _ClassVar[int]
+    WITH_RESULT_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    from_sequence: int
+    no_wait: bool
+    with_result: bool
+    def __init__(self, run_id: _Optional[str] = ..., from_sequence: _Optional[int] = ..., no_wait: bool = ..., with_result: bool = ...) -> None: ...
+
+class CancelRun(_message.Message):
+    __slots__ = ("run_id", "reason")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    reason: str
+    def __init__(self, run_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Query(_message.Message):
+    __slots__ = ("protocol", "client", "run", "hello")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    client: str
+    run: RunQuery
+    hello: HelloQuery
+    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[str] = ..., run: _Optional[_Union[RunQuery, _Mapping]] = ..., hello: _Optional[_Union[HelloQuery, _Mapping]] = ...) -> None: ...
+
+class HelloQuery(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RunQuery(_message.Message):
+    __slots__ = ("run_id",)
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    def __init__(self, run_id: _Optional[str] = ...) -> None: ...
+
+class Payload(_message.Message):
+    __slots__ = ("python", "cloudpickle", "data")
+    PYTHON_FIELD_NUMBER: _ClassVar[int]
+    CLOUDPICKLE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    python: str
+    cloudpickle: str
+    data: bytes
+    def __init__(self, python: _Optional[str] = ..., cloudpickle: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Script(_message.Message):
+    __slots__ = ("name", "source", "arguments")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    source: bytes
+    arguments: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., source: _Optional[bytes] = ..., arguments: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class TrainPlan(_message.Message):
+    __slots__ = ("run_id", "name", "num_processes", "local_mode", "use_gpu", "function", "script")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROCESSES_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_MODE_FIELD_NUMBER: _ClassVar[int]
+    USE_GPU_FIELD_NUMBER: _ClassVar[int]
+    FUNCTION_FIELD_NUMBER: _ClassVar[int]
+    SCRIPT_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    name: str
+    num_processes: int
+    local_mode: bool
+    use_gpu: bool
+    function: Payload
+    script: Script
+    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., num_processes: _Optional[int] = ..., local_mode: bool = ..., use_gpu: bool = ..., function: _Optional[_Union[Payload, _Mapping]] = ..., script: _Optional[_Union[Script, _Mapping]] = ...) -> None: ...
+
+class PredictPlan(_message.Message):
+    __slots__ = ("protocol", "client", "name", "return_type", "batch_size", "input_shapes", "make_predict_fn", "digest", "deterministic", "arguments", "argument_names")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    RETURN_TYPE_FIELD_NUMBER: _ClassVar[int]
+    BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    INPUT_SHAPES_FIELD_NUMBER: _ClassVar[int]
+    MAKE_PREDICT_FN_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DETERMINISTIC_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENT_NAMES_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    client: str
+    name: str
+    return_type: str
+    batch_size: int
+    input_shapes: InputShapes
+    make_predict_fn: Payload
+    digest: str
+    deterministic: bool
+    arguments: _containers.RepeatedCompositeFieldContainer[_any_pb2.Any]
+    argument_names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[str] = ..., name: _Optional[str] = ..., return_type: _Optional[str] = ..., batch_size: _Optional[int] = ..., input_shapes: _Optional[_Union[InputShapes, _Mapping]] = ..., make_predict_fn: _Optional[_Union[Payload, _Mapping]] = ..., digest: _Optional[str] = ..., deterministic: bool = ..., arguments: _Optional[_Iterable[_Union[_any_pb2.Any, _Mapping]]] = ..., argument_names: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class InputShapes(_message.Message):
+    __slots__ = ("sparse", "shapes")
+    SPARSE_FIELD_NUMBER: _ClassVar[int]
+    SHAPES_FIELD_NUMBER: _ClassVar[int]
+    sparse: bool
+    shapes: _containers.RepeatedCompositeFieldContainer[InputShape]
+    def __init__(self, sparse: bool = ..., shapes: _Optional[_Iterable[_Union[InputShape, _Mapping]]] = ...) -> None: ...
+
+class InputShape(_message.Message):
+    __slots__ = ("index", "given", "dimensions")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    GIVEN_FIELD_NUMBER: _ClassVar[int]
+    DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    given: bool
+    dimensions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, index: _Optional[int] = ..., given: bool = ..., dimensions: _Optional[_Iterable[int]] = ...) -> None: ...

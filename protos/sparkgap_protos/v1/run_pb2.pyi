@@ -1,0 +1,203 @@
+from sparkgap_protos.v1 import plan_pb2 as _plan_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class RunState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    RUN_STATE_UNSPECIFIED: _ClassVar[RunState]
+    QUEUED: _ClassVar[RunState]
+    STARTING: _ClassVar[RunState]
+    RUNNING: _ClassVar[RunState]
+    SUCCEEDED: _ClassVar[RunState]
+    FAILED: _ClassVar[RunState]
+    CANCELLED: _ClassVar[RunState]
+RUN_STATE_UNSPECIFIED: RunState
+QUEUED: RunState
+STARTING: RunState
+RUNNING: RunState
+SUCCEEDED: RunState
+FAILED: RunState
+CANCELLED: RunState
+
+class Reply(_message.Message):
+    __slots__ = ("refusal", "status", "events", "result", "hello")
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    refusal: Refusal
+    status: RunStatus
+    events: RunEvents
+    result: ResultChunk
+    hello: Hello
+    def __init__(self, refusal: _Optional[_Union[Refusal, _Mapping]] = ..., status: _Optional[_Union[RunStatus, _Mapping]] = ..., events: _Optional[_Union[RunEvents, _Mapping]] = ..., result: _Optional[_Union[ResultChunk, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("protocol", "spark")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    SPARK_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    spark: str
+    def __init__(self, protocol: _Optional[int] = ..., spark: _Optional[str] = ...) -> None: ...
+
+class Refusal(_message.Message):
+    __slots__ = ("reason", "message")
+    class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        REASON_UNSPECIFIED: _ClassVar[Refusal.Reason]
+        PLAN: _ClassVar[Refusal.Reason]
+        VERSION: _ClassVar[Refusal.Reason]
+        RESOURCES: _ClassVar[Refusal.Reason]
+        RUN_NOT_FOUND: _ClassVar[Refusal.Reason]
+    REASON_UNSPECIFIED: Refusal.Reason
+    PLAN: Refusal.Reason
+    VERSION: Refusal.Reason
+    RESOURCES: Refusal.Reason
+    RUN_NOT_FOUND: Refusal.Reason
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    reason: Refusal.Reason
+    message: str
+    def __init__(self, reason: _Optional[_Union[Refusal.Reason, str]] = ..., message: _Optional[str] = ...) -> None: ...
+
+class RunStatus(_message.Message):
+    __slots__ = ("run_id", "name", "state", "num_processes", "attempt", "submitted_at", "started_at", "ended_at", "reason", "failures", "next_sequence", "result_bytes", "complete")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROCESSES_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    SUBMITTED_AT_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_FIELD_NUMBER: _ClassVar[int]
+    ENDED_AT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    RESULT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    name: str
+    state: RunState
+    num_processes: int
+    attempt: int
+    submitted_at: int
+    started_at: int
+    ended_at: int
+    reason: str
+    failures: _containers.RepeatedCompositeFieldContainer[RankFailure]
+    next_sequence: int
+    result_bytes: int
+    complete: bool
+    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[_Union[RunState, str]] = ..., num_processes: _Optional[int] = ..., attempt: _Optional[int] = ..., submitted_at: _Optional[int] = ..., started_at: _Optional[int] = ..., ended_at: _Optional[int] = ..., reason: _Optional[str] = ..., failures: _Optional[_Iterable[_Union[RankFailure, _Mapping]]] = ..., next_sequence: _Optional[int] = ..., result_bytes: _Optional[int] = ..., complete: bool = ...) -> None: ...
+
+class RunEvents(_message.Message):
+    __slots__ = ("first_sequence", "events", "dropped")
+    FIRST_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    first_sequence: int
+    events: _containers.RepeatedCompositeFieldContainer[RunEvent]
+    dropped: int
+    def __init__(self, first_sequence: _Optional[int] = ..., events: _Optional[_Iterable[_Union[RunEvent, _Mapping]]] = ..., dropped: _Optional[int] = ...) -> None: ...
+
+class RunEvent(_message.Message):
+    __slots__ = ("attempt", "rank", "time", "started", "log", "metrics", "failure")
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    LOG_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    attempt: int
+    rank: int
+    time: int
+    started: RankStarted
+    log: LogLines
+    metrics: Metrics
+    failure: RankFailure
+    def __init__(self, attempt: _Optional[int] = ..., rank: _Optional[int] = ..., time: _Optional[int] = ..., started: _Optional[_Union[RankStarted, _Mapping]] = ..., log: _Optional[_Union[LogLines, _Mapping]] = ..., metrics: _Optional[_Union[Metrics, _Mapping]] = ..., failure: _Optional[_Union[RankFailure, _Mapping]] = ...) -> None: ...
+
+class RankStarted(_message.Message):
+    __slots__ = ("host", "pid")
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    host: str
+    pid: int
+    def __init__(self, host: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
+
+class LogLines(_message.Message):
+    __slots__ = ("stream", "lines", "dropped")
+    class Stream(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        STREAM_UNSPECIFIED: _ClassVar[LogLines.Stream]
+        STDOUT: _ClassVar[LogLines.Stream]
+        STDERR: _ClassVar[LogLines.Stream]
+    STREAM_UNSPECIFIED: LogLines.Stream
+    STDOUT: LogLines.Stream
+    STDERR: LogLines.Stream
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    LINES_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    stream: LogLines.Stream
+    lines: _containers.RepeatedScalarFieldContainer[str]
+    dropped: int
+    def __init__(self, stream: _Optional[_Union[LogLines.Stream, str]] = ..., lines: _Optional[_Iterable[str]] = ..., dropped: _Optional[int] = ...) -> None: ...
+
+class Metrics(_message.Message):
+    __slots__ = ("step", "total", "values")
+    class ValuesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    total: int
+    values: _containers.ScalarMap[str, float]
+    def __init__(self, step: _Optional[int] = ..., total: _Optional[int] = ..., values: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class RankFailure(_message.Message):
+    __slots__ = ("rank", "host", "pid", "time", "exception", "message", "traceback", "pickled", "exit_code", "signal", "in_collective", "last_lines")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    EXCEPTION_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    TRACEBACK_FIELD_NUMBER: _ClassVar[int]
+    PICKLED_FIELD_NUMBER: _ClassVar[int]
+    EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
+    SIGNAL_FIELD_NUMBER: _ClassVar[int]
+    IN_COLLECTIVE_FIELD_NUMBER: _ClassVar[int]
+    LAST_LINES_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    host: str
+    pid: int
+    time: int
+    exception: str
+    message: str
+    traceback: str
+    pickled: _plan_pb2.Payload
+    exit_code: int
+    signal: int
+    in_collective: bool
+    last_lines: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, rank: _Optional[int] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., time: _Optional[int] = ..., exception: _Optional[str] = ..., message: _Optional[str] = ..., traceback: _Optional[str] = ..., pickled: _Optional[_Union[_plan_pb2.Payload, _Mapping]] = ..., exit_code: _Optional[int] = ..., signal: _Optional[int] = ..., in_collective: bool = ..., last_lines: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ResultChunk(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...

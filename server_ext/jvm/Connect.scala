@@ -1,0 +1,126 @@
+// The only file that touches Spark Connect's private planner. Connect creates one object of each class and offers it every extension message; what is
+// not ours is declined, so that other plugins see it.
+package org.apache.spark.sql.connect.sparkgap
+
+import java.util
+import java.util.Optional
+
+import scala.jdk.CollectionConverters._
+
+import org.sparkproject.connect.grpc.stub.StreamObserver
+import org.sparkproject.connect.protobuf.{Any => ProtoAny, DynamicMessage}
+
+import org.apache.spark.connect.proto
+import org.apache.spark.sql.catalyst.expressions.Expression
+import org.apache.spark.sql.connect.planner.SparkConnectPlanner
+import org.apache.spark.sql.connect.plugin.{CommandPlugin, ExpressionPlugin, GetStatusPlugin}
+import org.apache.spark.sql.connect.service.{ExecuteHolder, SessionHolder}
+
+import Schema._
+
+/** `spark.connect.extensions.command.classes` */
+class SparkgapCommands extends CommandPlugin {
+  override def process(bytes: Array[Byte], planner: SparkConnectPlanner): Boolean =
+    Schema.extension(ProtoAny.parseFrom(bytes), "Command") match {
+      case None => false
+      case Some(command) =>
+        val replies = new Replies(planner.executeHolderOpt.get)
+        try carryOut(command, planner.sessionHolder.userId, replies)
+        catch { case refused: Refused => replies.send(refused.toReply) }
+        true
+    }
+
+  private def carryOut(command: DynamicMessage, user: String, replies: Replies): Unit = {
+    Refused.unlessSpoken(command.int("protocol"), command.string("client"))
+    command.choice("kind") match {
+      case Some("submit") =>
+        val submit = command.message("submit")
+        val run = Runs.submit(user, submit.message("plan"))
+        if (submit.has("follow")) replies.follow(run, submit.message("follow")) else replies.status(run, complete = false)
+      case Some("follow") =>
+        val follow = command.message("follow")
+        replies.follow(Runs(RunKey(user, follow.string("run_id"))), follow)
+      case Some("cancel") =>
+        val cancel = command.message("cancel")
+        val run = Runs(RunKey(user, cancel.string("run_id")))
+        run.cancel(cancel.string("reason"))
+        replies.status(run, complete = false)
+      case _ => throw Refused.plan("the command asks for nothing that this server knows")
+    }
+  }
+}
+
+/** The response stream of one operation. The observer keeps unread responses in memory, so one operation sends one page. */
+private final class Replies(execution: ExecuteHolder) {
+  private val PageBytes = 16L << 20
+  private val MessageBytes = 1L << 20
+
+  // By reflection: the Scala signature of the observer names gRPC's unrelocated types, which are not on the class path.
+  private val observer = classOf[ExecuteHolder].getMethod("responseObserver").invoke(execution).asInstanceOf[StreamObserver[proto.ExecutePlanResponse]]
+
+  def send(reply: DynamicMessage): Unit = observer.onNext(proto.ExecutePlanResponse.newBuilder().setSessionId(execution.sessionHolder.sessionId)
+    .setServerSideSessionId(execution.sessionHolder.serverSessionId).setOperationId(execution.operationId).setExtension(Schema.pack(reply)).build())
+
+  def status(run: Run, complete: Boolean): Unit = send(Schema.build("Reply")("status" -> run.status(complete)))
+
+  def follow(run: Run, request: DynamicMessage): Unit = {
+    var cursor = request.long("from_sequence")
+    var sent = 0L
+    var complete = false
+    while (!complete && sent < PageBytes) {
+      val ended = run.ended // before the events are read, or the last ones could be missed
+      val page = run.page(cursor, MessageBytes)
+      if (page.events.nonEmpty || page.dropped > 0) {
+        send(Schema.build("Reply")("events" -> Schema.build("RunEvents")("first_sequence" -> page.first, "dropped" -> page.dropped,
+          "events" -> page.events.map(Schema.parse("RunEvent", _)))))
+        cursor = page.first + page.events.size
+        sent += page.events.map(_.length.toLong).sum
+      } else if (ended || request.bool("no_wait")) complete = true
+      else run.await(cursor, millis = 1000)
+    }
+    if (complete && request.bool("with_result")) run.resultChunks.foreach { chunk =>
+      send(Schema.build("Reply")("result" -> Schema.build("ResultChunk")("data" -> chunk)))
+    }
+    status(run, complete)
+  }
+}
+
+/** `spark.connect.extensions.getStatus.classes`. Connect only logs an exception here, so errors are replies. */
+class SparkgapStatus extends GetStatusPlugin {
+  override def processRequestExtensions(session: SessionHolder, requests: util.List[ProtoAny]): Optional[util.List[ProtoAny]] =
+    answers(session.userId, requests)
+
+  override def processOperationExtensions(operation: String, session: SessionHolder, requests: util.List[ProtoAny]): Optional[util.List[ProtoAny]] =
+    Optional.empty()
+
+  private def answers(user: String, requests: util.List[ProtoAny]): Optional[util.List[ProtoAny]] = {
+    val ours = requests.asScala.toSeq.flatMap { any =>
+      try Schema.extension(any, "Query").map(answer(user, _))
+      catch { case refused: Refused => Some(refused.toReply) }
+    }
+    if (ours.isEmpty) Optional.empty() else Optional.of(ours.map(Schema.pack).asJava)
+  }
+
+  private def answer(user: String, query: DynamicMessage): DynamicMessage = {
+    if (query.choice("kind").contains("hello"))
+      return Schema.build("Reply")("hello" -> Schema.build("Hello")("protocol" -> Schema.Protocol, "spark" -> org.apache.spark.SPARK_VERSION))
+    Refused.unlessSpoken(query.int("protocol"), query.string("client"))
+    query.choice("kind") match {
+      case Some("run") => Schema.build("Reply")("status" -> Runs(RunKey(user, query.message("run").string("run_id"))).status(complete = false))
+      case _ => throw Refused.plan("the query asks for nothing that this server knows")
+    }
+  }
+}
+
+/** `spark.connect.extensions.expression.classes` */
+class SparkgapExpressions extends ExpressionPlugin {
+  override def transform(bytes: Array[Byte], planner: SparkConnectPlanner): Optional[Expression] =
+    Schema.extension(ProtoAny.parseFrom(bytes), "PredictPlan") match {
+      case None => Optional.empty()
+      case Some(plan) =>
+        def arguments: Seq[Expression] = plan.messages("arguments").map { any =>
+          planner.transformExpression(ProtoAny.parseFrom(any.toByteArray).unpack(classOf[proto.Expression]))
+        }
+        Optional.of(Predict.expression(plan, arguments, planner.sessionHolder))
+    }
+}

@@ -1,0 +1,48 @@
+// What the driver knows of each executor's nursery, from their reports. Admission asks here before anything starts.
+package org.apache.spark.sql.connect.sparkgap
+
+import java.util.concurrent.ConcurrentHashMap
+
+import scala.jdk.CollectionConverters._
+
+import com.fasterxml.jackson.databind.ObjectMapper
+
+object Nodes {
+  private val pythons = new ConcurrentHashMap[String, String]()
+  private val failures = new ConcurrentHashMap[String, String]()
+  private val json = new ObjectMapper()
+
+  def up(executor: String, report: String): Unit = {
+    pythons.put(executor, json.readTree(report).get("python").asText())
+    failures.remove(executor)
+    synchronized(notifyAll())
+  }
+
+  def down(executor: String, reason: String): Unit = {
+    failures.put(executor, reason)
+    pythons.remove(executor)
+    synchronized(notifyAll())
+  }
+
+  def forget(executor: String): Unit = {
+    pythons.remove(executor)
+    failures.remove(executor)
+  }
+
+  /** Refuses a payload that the workers could not open, before any task starts. Waits for the first executor of a server that has just started. */
+  def unlessOpenable(python: String, timeoutMillis: Long): Unit = {
+    val deadline = System.nanoTime() + timeoutMillis * 1000000L
+    synchronized {
+      while (pythons.isEmpty && failures.isEmpty && System.nanoTime() < deadline) wait(math.max(1L, (deadline - System.nanoTime()) / 1000000L))
+    }
+    val found = pythons.values.asScala.toSet
+    if (found.isEmpty) throw Refused.resources(failures.asScala.headOption match {
+      case Some((executor, reason)) => s"executor $executor cannot run Python processes: $reason"
+      case None => s"no executor has registered after ${timeoutMillis / 1000} s: check that workers run and have free cores and memory"
+    })
+    (found - python).foreach { other =>
+      throw Refused.version(s"the client runs Python $python, the workers run Python $other: both need the same minor version. " +
+        s"Start the client with Python $other, or set spark.sparkgap.python on the server to a Python $python that has sparkgap[server]")
+    }
+  }
+}

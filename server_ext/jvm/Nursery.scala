@@ -1,0 +1,160 @@
+// The executor's half of the nursery: starts the Python process beside the executor, starts it again if it has died, and opens connections to it.
+package org.apache.spark.sql.connect.sparkgap
+
+import java.io.{BufferedReader, EOFException, InputStreamReader, IOException}
+import java.net.{StandardProtocolFamily, UnixDomainSocketAddress}
+import java.nio.{ByteBuffer, ByteOrder}
+import java.nio.channels.{ClosedChannelException, SocketChannel}
+import java.nio.charset.StandardCharsets.UTF_8
+import java.nio.file.{Files, Path}
+import java.nio.file.attribute.PosixFilePermissions
+
+import scala.util.control.NonFatal
+
+import org.sparkproject.connect.protobuf.DynamicMessage
+
+import org.apache.spark.SparkEnv
+import org.apache.spark.api.plugin.PluginContext
+import org.apache.spark.internal.Logging
+
+object Nursery extends Logging {
+  /** File in the executor's first local directory that tells Spark's Python workers where the nursery listens. */
+  private val PointerName = "sparkgap-nursery"
+  private var context: PluginContext = _
+  private var process: Process = _
+  private var socket: Path = _
+  private var stopped = false
+
+  def rpc: PluginContext = context
+
+  /** Never throws and never waits: an exception here would end the executor. */
+  def start(plugin: PluginContext): Unit = synchronized {
+    context = plugin
+    stopped = false
+    try launch()
+    catch { case NonFatal(failure) => report(NodeDown(plugin.executorID(), failure.toString)) }
+  }
+
+  def stop(): Unit = synchronized {
+    stopped = true
+    if (process != null) {
+      process.getOutputStream.close() // its standard input: the nursery ends everything and itself
+      if (!process.waitFor(5, java.util.concurrent.TimeUnit.SECONDS)) process.destroyForcibly()
+      process = null
+    }
+  }
+
+  /** A connection whose first frame has been sent. A nursery that has died is started again. */
+  def open(request: DynamicMessage): NurseryConnection = {
+    val path = synchronized {
+      if (stopped || context == null) throw new IOException("this executor is shutting down")
+      if (process == null || !process.isAlive) {
+        logWarning("the nursery is not running: starting it again")
+        launch()
+      }
+      socket
+    }
+    val channel = SocketChannel.open(StandardProtocolFamily.UNIX)
+    try {
+      connect(channel, path)
+      val connection = new NurseryConnection(channel)
+      connection.send(FrameKind.Open, Schema.build("Open")(request.getDescriptorForType.getName match {
+        case "OpenRank" => "rank" -> request
+        case "OpenModel" => "model" -> request
+      }).toByteArray)
+      connection
+    } catch { case NonFatal(failure) => channel.close(); throw failure }
+  }
+
+  /** The socket appears some milliseconds after the process; connecting before that fails at once. */
+  private def connect(channel: SocketChannel, path: Path): Unit = {
+    val deadline = System.nanoTime() + 10000000000L
+    while (!Files.exists(path) && System.nanoTime() < deadline && process.isAlive) Thread.sleep(5)
+    if (!Files.exists(path)) throw new IOException(s"the nursery did not open its socket $path within 10 s; its errors are in this executor's stderr")
+    channel.connect(UnixDomainSocketAddress.of(path))
+  }
+
+  private def launch(): Unit = {
+    val settings = new Settings(SparkEnv.get.conf)
+    val folder = Files.createTempDirectory(temporary, "sparkgap-", PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rwx------")))
+    socket = folder.resolve("nursery")
+    val builder = new ProcessBuilder(settings.python, "-m", "sparkgap_server.nursery", "--folder", folder.toString,
+      "--cores", settings.executorCores.toString, "--host-idle-seconds", settings.hostIdleSeconds.toString)
+    builder.environment().remove("SPARK_CONNECT_AUTHENTICATE_TOKEN")
+    builder.redirectError(ProcessBuilder.Redirect.INHERIT)
+    process = builder.start()
+    listen(process)
+    writePointer()
+  }
+
+  /** Unix socket paths end at 107 bytes, so a long java.io.tmpdir is no place for one. */
+  private def temporary: Path = {
+    val configured = Path.of(System.getProperty("java.io.tmpdir"))
+    if (configured.toString.length <= 70) configured else Path.of("/tmp")
+  }
+
+  private def writePointer(): Unit = {
+    val file = SparkEnv.get.blockManager.diskBlockManager.localDirs.head.toPath.resolve(PointerName)
+    Files.deleteIfExists(file)
+    Files.createFile(file, PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------")))
+    Files.write(file, socket.toString.getBytes(UTF_8))
+  }
+
+  private def listen(started: Process): Unit = {
+    val thread = new Thread(() => {
+      val lines = new BufferedReader(new InputStreamReader(started.getInputStream, UTF_8))
+      Iterator.continually(lines.readLine()).takeWhile(_ != null).foreach(line => report(NodeUp(context.executorID(), line)))
+      val status = started.waitFor()
+      if (!synchronized(stopped)) report(NodeDown(context.executorID(), s"the nursery process (${new Settings(SparkEnv.get.conf).python} -m " +
+        s"sparkgap_server.nursery) ended with status $status; its errors are in this executor's stderr"))
+    }, "sparkgap-nursery")
+    thread.setDaemon(true)
+    thread.start()
+  }
+
+  private def report(message: Rpc): Unit =
+    try context.send(message)
+    catch { case NonFatal(failure) => logWarning(s"cannot tell the driver $message", failure) }
+}
+
+/** Numbers of the enum FrameKind in node.proto. */
+object FrameKind {
+  val Open = 1
+  val Placement = 2
+  val TrainPlan = 3
+  val MeetingPoint = 4
+  val Address = 5
+  val Event = 6
+  val Result = 7
+  val Failure = 8
+  val Exit = 9
+}
+
+final case class Frame(kind: Int, body: Array[Byte])
+
+/** Frames over one Unix socket: a byte of kind, four bytes of little-endian length, the body. Closing it ends the process at the other end. */
+final class NurseryConnection(channel: SocketChannel) extends AutoCloseable {
+  private val header = ByteBuffer.allocate(5).order(ByteOrder.LITTLE_ENDIAN)
+
+  def send(kind: Int, body: Array[Byte]): Unit = {
+    val frame = ByteBuffer.allocate(5 + body.length).order(ByteOrder.LITTLE_ENDIAN).put(kind.toByte).putInt(body.length).put(body).flip()
+    while (frame.hasRemaining) channel.write(frame)
+  }
+
+  /** The next frame, or None at the end of the stream. */
+  def receive(): Option[Frame] =
+    try {
+      fill(header.clear())
+      val (kind, length) = (header.get(0).toInt, header.getInt(1))
+      if (length < 0 || length > NurseryConnection.MaxFrameBytes) throw new IOException(s"a frame of $length bytes on the nursery's socket")
+      val body = ByteBuffer.allocate(length)
+      fill(body)
+      Some(Frame(kind, body.array()))
+    } catch { case _: EOFException | _: ClosedChannelException => None }
+
+  private def fill(buffer: ByteBuffer): Unit = while (buffer.hasRemaining) if (channel.read(buffer) < 0) throw new EOFException
+
+  override def close(): Unit = channel.close()
+}
+
+object NurseryConnection { val MaxFrameBytes: Int = 64 << 20 }

@@ -1,0 +1,78 @@
+// Turns a PredictPlan into a Python UDF over Arrow batches. The UDF's pickle is written here by hand and names an installed function, so nothing of the
+// user's is unpickled in the driver.
+package org.apache.spark.sql.connect.sparkgap
+
+import java.io.ByteArrayOutputStream
+import java.nio.{ByteBuffer, ByteOrder}
+import java.nio.charset.StandardCharsets.UTF_8
+import java.security.MessageDigest
+import java.util
+
+import scala.collection.immutable.ArraySeq
+import scala.jdk.CollectionConverters._
+import scala.util.control.NonFatal
+
+import org.sparkproject.connect.protobuf.DynamicMessage
+
+import org.apache.spark.SparkEnv
+import org.apache.spark.api.python.{PythonBroadcast, PythonEvalType, SimplePythonFunction}
+import org.apache.spark.broadcast.Broadcast
+import org.apache.spark.sql.catalyst.expressions.{Expression, PythonUDF}
+import org.apache.spark.sql.connect.service.SessionHolder
+import org.apache.spark.sql.types.DataType
+
+import Schema._
+
+object Predict {
+  private val Module = "sparkgap_server.predict.worker"
+
+  def expression(plan: DynamicMessage, arguments: => Seq[Expression], session: SessionHolder): Expression = {
+    val settings = new Settings(SparkEnv.get.conf)
+    Refused.unlessSpoken(plan.int("protocol"), plan.string("client"))
+    if (plan.int("batch_size") < 1) throw Refused.plan(s"batch_size is ${plan.int("batch_size")}: at least 1 row is needed")
+    if (plan.messages("arguments").isEmpty) throw Refused.plan(s"${plan.string("name")} was called without columns")
+    val python = plan.message("make_predict_fn").string("python")
+    Nodes.unlessOpenable(python, settings.startTimeoutMillis)
+    val returns = parseType(plan.string("return_type"))
+    val includes = session.artifactManager.getPythonIncludes
+    val resolved = plan.without("arguments").copy("return_type" -> returns.json, "digest" -> modelKey(plan, session, includes))
+    val function = new SimplePythonFunction(ArraySeq.unsafeWrapArray(command(resolved.toByteArray, returns)), new util.HashMap[String, String](), includes.asJava,
+      settings.python, python, new util.ArrayList[Broadcast[PythonBroadcast]](), null)
+    PythonUDF(plan.string("name"), function, returns, arguments, PythonEvalType.SQL_SCALAR_ARROW_ITER_UDF, plan.bool("deterministic"))
+  }
+
+  private def parseType(text: String): DataType =
+    try if (text.startsWith("{") || text.startsWith("\"")) DataType.fromJson(text) else DataType.fromDDL(text)
+    catch { case NonFatal(failure) => throw Refused.plan(s"return_type '$text' is no Spark type: ${failure.getMessage}") }
+
+  /** Models belong to a user. A session that brought Python files of its own shares no model with others: the same bytes may import other code there. */
+  private def modelKey(plan: DynamicMessage, session: SessionHolder, includes: Seq[String]): String = {
+    val hash = MessageDigest.getInstance("SHA-256")
+    (Seq(session.userId, plan.string("digest")) ++ Option.when(includes.nonEmpty)(session.sessionId)).foreach { part =>
+      hash.update(part.getBytes(UTF_8))
+      hash.update(0.toByte)
+    }
+    hash.digest().map(byte => f"$byte%02x").mkString
+  }
+
+  /** Pickle of (functools.partial(Module.predict, plan), return type). */
+  private def command(plan: Array[Byte], returns: DataType): Array[Byte] = {
+    val out = new ByteArrayOutputStream()
+    def text(value: String): Unit = out.write(value.getBytes(UTF_8))
+    def sized(opcode: Char, value: Array[Byte]): Unit = {
+      out.write(opcode)
+      out.write(ByteBuffer.allocate(4).order(ByteOrder.LITTLE_ENDIAN).putInt(value.length).array())
+      out.write(value)
+    }
+    out.write(0x80)
+    out.write(3)
+    text(s"cfunctools\npartial\n(c$Module\npredict\n")
+    sized('B', plan)
+    text("tRcpyspark.sql.types\n_parse_datatype_json_string\n(")
+    sized('X', returns.json.getBytes(UTF_8))
+    text("tR")
+    out.write(0x86)
+    text(".")
+    out.toByteArray
+  }
+}

@@ -1,0 +1,147 @@
+// The barrier task, in the executor's JVM: asks the nursery for this task's ranks, lets them meet, passes their events to the driver, and returns
+// rank 0's value. Spark's kill of the task closes the sockets, and a closed socket ends its rank.
+package org.apache.spark.sql.connect.sparkgap
+
+import java.util.concurrent.{LinkedBlockingQueue, TimeUnit}
+
+import scala.collection.mutable
+
+import org.sparkproject.connect.protobuf.DynamicMessage
+
+import org.apache.spark.{BarrierTaskContext, SparkException, TaskContext}
+import org.apache.spark.util.TaskInterruptListener
+
+import Schema._
+
+object RankTask {
+  /** The chunks of rank 0's value where this task holds rank 0, else nothing. */
+  def run(gang: Gang): Iterator[Array[Byte]] = {
+    val context = BarrierTaskContext.get()
+    val ranks = new RankTask(gang, context)
+    // The interrupt listener runs on an RPC thread, also when Spark kills without interrupting the task's thread.
+    context.addTaskCompletionListener[Unit]((_: TaskContext) => ranks.close())
+    context.addTaskInterruptListener(new TaskInterruptListener { def onTaskInterrupted(task: TaskContext, reason: String): Unit = ranks.close() })
+    ranks.run().iterator
+  }
+}
+
+private sealed trait Signal
+private final case class ReadyToMeet(point: Array[Byte]) extends Signal
+private final case class RankFailure(failure: DynamicMessage) extends Signal
+private final case class RankEnded(rank: Int, exit: DynamicMessage, value: Option[Seq[Array[Byte]]]) extends Signal
+private final case class RankLost(rank: Int) extends Signal
+
+private final class RankTask(gang: Gang, context: BarrierTaskContext) extends AutoCloseable {
+  private val rpc = Nursery.rpc
+  private val host = context.getTaskInfos()(context.partitionId()).address.split(":")(0)
+  private val firstRank = context.partitionId() * gang.ranksPerTask
+  private val localRanks = math.min(gang.ranksPerTask, gang.worldSize - firstRank)
+  private val signals = new LinkedBlockingQueue[Signal]()
+  private val connections = mutable.ArrayBuffer.empty[NurseryConnection]
+  private var closed = false
+
+  def run(): Seq[Array[Byte]] = {
+    (firstRank until firstRank + localRanks).foreach(open)
+    meet()
+    val values = mutable.Map.empty[Int, Seq[Array[Byte]]]
+    while (values.size < localRanks) signals.take() match {
+      case RankEnded(rank, exit, Some(value)) if exit.int("status") == 0 => values(rank) = value
+      case other => handle(other)
+    }
+    rpc.ask(Flush)
+    values.getOrElse(0, Nil)
+  }
+
+  override def close(): Unit = synchronized {
+    closed = true
+    connections.foreach(_.close())
+  }
+
+  private def open(rank: Int): Unit = {
+    val connection = Nursery.open(Schema.build("OpenRank")("run_id" -> gang.run.id, "rank" -> rank))
+    synchronized {
+      connections += connection
+      if (closed) connection.close()
+    }
+    connection.send(FrameKind.Placement, Schema.build("RankPlacement")("run_id" -> gang.run.id, "attempt" -> gang.attempt, "rank" -> rank,
+      "local_rank" -> (rank - firstRank), "world_size" -> gang.worldSize, "local_world_size" -> localRanks, "node_rank" -> context.partitionId(),
+      "num_nodes" -> gang.tasks, "host" -> host, "gpus" -> gpus, "cpus" -> context.cpus(), "max_result_bytes" -> gang.maxResultBytes).toByteArray)
+    connection.send(FrameKind.TrainPlan, gang.plan)
+    val reader = new Thread(() => read(rank, connection), s"sparkgap-${gang.run.id}-rank-$rank")
+    reader.setDaemon(true)
+    reader.start()
+  }
+
+  private def gpus: Seq[String] = if (gang.useGpu) context.resources().get("gpu").toSeq.flatMap(_.addresses) else Nil
+
+  /** One thread a rank: events go straight to the driver, what concerns the task goes to its queue. */
+  private def read(rank: Int, connection: NurseryConnection): Unit = {
+    val value = mutable.ArrayBuffer.empty[Array[Byte]]
+    var finished = false
+    var exited = false
+    try Iterator.continually(connection.receive()).takeWhile(_.isDefined).flatten.foreach {
+      case Frame(FrameKind.Event, event) => rpc.send(RankEvent(gang.run, gang.attempt, event))
+      case Frame(FrameKind.Result, chunk) => finished = true; if (chunk.nonEmpty) value += chunk
+      case Frame(FrameKind.Address, point) => signals.put(ReadyToMeet(point))
+      case Frame(FrameKind.Failure, failure) => signals.put(RankFailure(Schema.parse("RankFailure", failure)))
+      case Frame(FrameKind.Exit, exit) =>
+        exited = true
+        signals.put(RankEnded(rank, Schema.parse("RankExit", exit), Option.when(finished)(value.toSeq)))
+      case Frame(kind, _) => throw new SparkException(s"a rank sent a frame of unknown kind $kind")
+    } finally if (!exited) signals.put(RankLost(rank))
+  }
+
+  /** Rank 0 listens first and keeps its socket; every task learns from the driver where. */
+  private def meet(): Unit = {
+    val deadline = System.nanoTime() + gang.startTimeoutMillis * 1000000L
+    def left: Long = math.max(0L, (deadline - System.nanoTime()) / 1000000L)
+    var point = Array.emptyByteArray
+    var pause = 2L
+    while (point.isEmpty) {
+      if (left == 0) throw new SparkException(s"rank 0 of run ${gang.run.id} was not ready to meet the others after ${gang.startTimeoutMillis / 1000} s " +
+        "(spark.sparkgap.start.timeout)")
+      if (firstRank == 0) Option(signals.poll(left, TimeUnit.MILLISECONDS)).foreach {
+        case ReadyToMeet(bound) => point = bound; if (gang.tasks > 1) rpc.ask(MeetHere(gang.run, gang.attempt, bound))
+        case other => handle(other)
+      } else {
+        point = rpc.ask(WhereToMeet(gang.run, gang.attempt)).asInstanceOf[Array[Byte]]
+        if (point.isEmpty) Option(signals.poll(pause, TimeUnit.MILLISECONDS)).foreach(handle)
+        pause = math.min(pause * 2, 50L)
+      }
+    }
+    synchronized(connections.toSeq).foreach(_.send(FrameKind.MeetingPoint, point))
+  }
+
+  private def handle(signal: Signal): Unit = signal match {
+    case RankFailure(failure) => fail(failure.copy("host" -> host))
+    case RankEnded(rank, exit, value) if exit.int("status") != 0 || value.isEmpty => fail(endedEarly(rank, exit))
+    case RankEnded(_, _, _) | ReadyToMeet(_) => // of no consequence here: only the last ranks' ends are waited for
+    case RankLost(rank) =>
+      context.killTaskIfInterrupted()
+      fail(failureOf(rank, "the nursery of its executor died"))
+  }
+
+  private def endedEarly(rank: Int, exit: DynamicMessage): DynamicMessage = {
+    val status = exit.int("status")
+    val how = if (status < 0) s"ended by signal ${-status}" else s"exited with status $status before it returned a value"
+    failureOf(rank, how).copy("pid" -> exit.int("pid"), "exit_code" -> math.max(status, 0), "signal" -> math.max(-status, 0),
+      "last_lines" -> exit.strings("last_lines"))
+  }
+
+  private def failureOf(rank: Int, message: String): DynamicMessage = Schema.build("RankFailure")("rank" -> rank, "host" -> host, "message" -> message,
+    "time" -> System.currentTimeMillis() * 1000L)
+
+  /** Tells the driver and ends the task. A failure inside a collective waits a moment for the one that caused it: ending the task at once would end the other ranks. */
+  private def fail(failure: DynamicMessage): Nothing = {
+    def record(one: DynamicMessage): Unit = rpc.ask(RankFailed(gang.run, gang.attempt, one.toByteArray))
+    record(failure)
+    val deadline = System.nanoTime() + 1000000000L
+    while (failure.bool("in_collective") && System.nanoTime() < deadline && !rpc.ask(CauseKnown(gang.run, gang.attempt)).asInstanceOf[Boolean])
+      Option(signals.poll(20, TimeUnit.MILLISECONDS)).foreach {
+        case RankFailure(another) => record(another.copy("host" -> host))
+        case RankEnded(rank, exit, value) if exit.int("status") < 0 => record(endedEarly(rank, exit))
+        case _ =>
+      }
+    throw new SparkException(s"rank ${failure.int("rank")} failed: ${failure.string("exception")} ${failure.string("message")}")
+  }
+}

@@ -1,0 +1,209 @@
+// The registry of training runs, in the driver. A run is owned by the server: it starts on a thread of its own and ends when its barrier job ends,
+// whatever becomes of the client, its operation or its session.
+package org.apache.spark.sql.connect.sparkgap
+
+import java.util
+import java.util.concurrent.ConcurrentHashMap
+
+import scala.collection.mutable
+import scala.jdk.CollectionConverters._
+import scala.util.control.NonFatal
+
+import org.sparkproject.connect.protobuf.DynamicMessage
+
+import org.apache.spark.{SparkContext, SparkException}
+import org.apache.spark.internal.Logging
+import org.apache.spark.scheduler.{SparkListener, SparkListenerExecutorRemoved}
+
+import Schema._
+
+object Runs {
+  private val runs = new ConcurrentHashMap[RunKey, Run]()
+  private var sc: SparkContext = _
+  private var settings: Settings = _
+
+  def start(context: SparkContext, conf: Settings): Unit = {
+    sc = context
+    settings = conf
+    sc.addSparkListener(new SparkListener {
+      override def onExecutorRemoved(event: SparkListenerExecutorRemoved): Unit = Nodes.forget(event.executorId)
+    })
+  }
+
+  def stop(): Unit = runs.values.asScala.foreach(_.cancel("the server is stopping"))
+
+  def find(key: RunKey): Option[Run] = Option(runs.get(key))
+
+  def apply(key: RunKey): Run = find(key).getOrElse(throw Refused.unknownRun(key.id))
+
+  /** The run with this plan's id: a new one, or the one that an earlier request with the same plan has started. */
+  def submit(user: String, plan: DynamicMessage): Run = {
+    val key = RunKey(user, plan.string("run_id"))
+    def known: Option[Run] = find(key).map { run =>
+      if (run.plan != plan) throw Refused.plan(s"run id ${key.id} is taken by a run with another plan: choose another id")
+      run
+    }
+    known.getOrElse {
+      val gang = new Admission(sc, settings).admit(key, plan)
+      val run = new Run(key, plan, settings.maxEventBytes)
+      Option(runs.putIfAbsent(key, run)) match {
+        case Some(_) => known.get
+        case None =>
+          forgetOldest()
+          launch(run, gang)
+          run
+      }
+    }
+  }
+
+  /** Spark's inheritable thread-locals tie a job to the operation that submits it; this thread inherits none of them. */
+  private def launch(run: Run, gang: Gang): Unit = {
+    val thread = new Thread(null, () => run.execute(sc, gang), s"sparkgap-run-${run.key.id}", 0, false)
+    thread.setContextClassLoader(getClass.getClassLoader)
+    thread.setDaemon(true)
+    thread.start()
+  }
+
+  private def forgetOldest(): Unit = {
+    val ended = runs.values.asScala.filter(_.ended).toSeq.sortBy(_.endedAt)
+    ended.take(math.max(0, runs.size - settings.keptRuns)).foreach(run => runs.remove(run.key))
+  }
+}
+
+object RunState {
+  val Queued = "QUEUED"
+  val Starting = "STARTING"
+  val Running = "RUNNING"
+  val Succeeded = "SUCCEEDED"
+  val Failed = "FAILED"
+  val Cancelled = "CANCELLED"
+  val Final: Set[String] = Set(Succeeded, Failed, Cancelled)
+}
+
+/** Events of a run from a cursor on: the first has sequence number `first`. */
+final case class Page(first: Long, events: Seq[Array[Byte]], dropped: Long)
+
+final class Run(val key: RunKey, val plan: DynamicMessage, maxEventBytes: Long) extends Logging {
+  private val group = s"sparkgap-run-${key.user}-${key.id}"
+  private val submittedAt = now()
+  private var startedAt = 0L
+  private var state = RunState.Queued
+  private var reason = ""
+  private var cancelReason: Option[String] = None
+  private var context: Option[SparkContext] = None
+  private val attempt = 0
+  @volatile var endedAt = 0L
+
+  private val events = new util.ArrayDeque[Array[Byte]]()
+  private var firstKept = 0L
+  private var eventBytes = 0L
+  private val failures = mutable.ArrayBuffer.empty[DynamicMessage]
+  private var meeting: Option[Array[Byte]] = None
+  private var result: Seq[Array[Byte]] = Nil
+
+  // ---- From the ranks, through the plugin's RPC thread ----
+
+  def append(from: Int, event: Array[Byte]): Unit = synchronized {
+    if (from == attempt) {
+      if (state == RunState.Starting) state = RunState.Running
+      events.add(event)
+      eventBytes += event.length
+      while (eventBytes > maxEventBytes) {
+        eventBytes -= events.poll().length
+        firstKept += 1
+      }
+      notifyAll()
+    }
+  }
+
+  def failed(from: Int, failure: Array[Byte]): Unit = synchronized {
+    if (from == attempt) failures += Schema.parse("RankFailure", failure)
+  }
+
+  def causeKnown(from: Int): Boolean = synchronized(from != attempt || failures.exists(!_.bool("in_collective")))
+
+  def meetAt(from: Int, point: Array[Byte]): Unit = synchronized { if (from == attempt) meeting = Some(point) }
+
+  def meetingPoint(from: Int): Option[Array[Byte]] = synchronized(if (from == attempt) meeting else None)
+
+  // ---- The run's own thread ----
+
+  def execute(sc: SparkContext, gang: Gang): Unit = {
+    val proceed = synchronized {
+      context = Some(sc)
+      startedAt = now()
+      if (cancelReason.isEmpty) state = RunState.Starting
+      cancelReason.isEmpty
+    }
+    try {
+      if (!proceed) throw new SparkException("cancelled before it started")
+      sc.setJobGroup(group, s"sparkgap run ${key.id}: ${plan.string("name")}", interruptOnCancel = true)
+      val chunks = sc.parallelize(0 until gang.tasks, gang.tasks).barrier().mapPartitions(_ => RankTask.run(gang)).collect()
+      end(RunState.Succeeded, "", chunks.toSeq)
+    } catch {
+      case NonFatal(failure) => synchronized(cancelReason) match {
+        case Some(why) => end(RunState.Cancelled, why, Nil)
+        case None => end(RunState.Failed, explain(failure), Nil)
+      }
+      case fatal: Throwable => end(RunState.Failed, fatal.toString, Nil); throw fatal
+    }
+  }
+
+  private def explain(failure: Throwable): String = synchronized(causes.headOption) match {
+    case Some(first) => s"rank ${first.int("rank")} failed: ${first.string("exception")}: ${first.string("message")}"
+    case None =>
+      val killed = Option(failure.getMessage).getOrElse(failure.toString)
+      s"Spark ended the barrier job: $killed"
+  }
+
+  private def end(last: String, why: String, chunks: Seq[Array[Byte]]): Unit = synchronized {
+    state = last
+    reason = why
+    result = chunks
+    endedAt = now()
+    logInfo(s"run ${key.id} of ${key.user} ended: $last $why")
+    notifyAll()
+  }
+
+  // ---- For clients ----
+
+  def ended: Boolean = synchronized(RunState.Final(state))
+
+  def cancel(why: String): Unit = {
+    val job = synchronized {
+      if (!RunState.Final(state) && cancelReason.isEmpty) cancelReason = Some(why)
+      if (RunState.Final(state)) None else context
+    }
+    job.foreach(_.cancelJobGroupAndFutureJobs(group, why))
+  }
+
+  def page(from: Long, maxBytes: Long): Page = synchronized {
+    val first = math.max(from, firstKept)
+    var left = maxBytes
+    val taken = events.iterator.asScala.drop((first - firstKept).toInt).takeWhile { event => val fits = left > 0; left -= event.length; fits }.toSeq
+    Page(first, taken, first - from)
+  }
+
+  /** Until there is an event at the cursor, the run has ended, or the time is over. */
+  def await(cursor: Long, millis: Long): Unit = synchronized {
+    if (next <= cursor && !RunState.Final(state)) wait(millis)
+  }
+
+  def resultChunks: Seq[Array[Byte]] = synchronized(result)
+
+  def status(complete: Boolean): DynamicMessage = synchronized {
+    Schema.build("RunStatus")("run_id" -> key.id, "name" -> plan.string("name"), "state" -> state, "num_processes" -> plan.int("num_processes"),
+      "attempt" -> attempt, "submitted_at" -> submittedAt, "started_at" -> startedAt, "ended_at" -> endedAt, "reason" -> reason, "failures" -> causes,
+      "next_sequence" -> next, "result_bytes" -> result.map(_.length.toLong).sum, "complete" -> complete)
+  }
+
+  private def next: Long = firstKept + events.size
+
+  /** A rank that fails inside a collective usually fails because another one has ended. */
+  private def causes: Seq[DynamicMessage] = failures.toSeq.sortBy(each => (each.bool("in_collective"), each.long("time")))
+
+  private def now(): Long = {
+    val instant = java.time.Instant.now()
+    instant.getEpochSecond * 1000000L + instant.getNano / 1000L
+  }
+}

@@ -1,0 +1,44 @@
+// Every `spark.sparkgap.*` setting, with its default. deploy/spark-defaults.conf documents them for the operator.
+package org.apache.spark.sql.connect.sparkgap
+
+import java.util.Locale
+
+import org.apache.spark.{SparkConf, SparkContext}
+
+final class Settings(conf: SparkConf) {
+  /** The Python of ranks, model hosts and prediction workers; on each node the same path. */
+  def python: String = conf.getOption("spark.sparkgap.python").orElse(conf.getOption("spark.pyspark.python"))
+    .orElse(sys.env.get("PYSPARK_PYTHON")).getOrElse("python3")
+
+  /** Written with the port once the Connect server accepts connections; for launchers that asked for port 0. */
+  def readyFile: Option[String] = conf.getOption("spark.sparkgap.readyFile")
+
+  /** The server ends when its standard input does: set by launchers that hold the other end. */
+  def endsWithStandardInput: Boolean = conf.getBoolean("spark.sparkgap.endsWithStandardInput", defaultValue = false)
+
+  /** How long a submit waits for executors that are still registering. */
+  def slotsTimeoutMillis: Long = conf.getTimeAsMs("spark.sparkgap.slots.timeout", "5s")
+
+  /** How long a task waits for its ranks to start and meet; covers a nursery that is still importing torch. */
+  def startTimeoutMillis: Long = conf.getTimeAsMs("spark.sparkgap.start.timeout", "120s")
+
+  def maxResultBytes: Long = conf.getSizeAsBytes("spark.sparkgap.result.maxBytes", "512m")
+  def maxEventBytes: Long = conf.getSizeAsBytes("spark.sparkgap.events.maxBytes", "64m")
+  def maxPlanBytes: Long = conf.getSizeAsBytes("spark.sparkgap.plan.maxBytes", "120m")
+  def keptRuns: Int = conf.getInt("spark.sparkgap.runs.kept", 100)
+
+  /** An idle model host ends after this time. */
+  def hostIdleSeconds: Long = conf.getTimeAsSeconds("spark.sparkgap.host.idleTimeout", "30min")
+
+  def taskCpus: Int = conf.getInt("spark.task.cpus", 1)
+
+  /** GPUs that one task is assigned, or None where none are configured. */
+  def taskGpus: Option[Double] = conf.getOption("spark.task.resource.gpu.amount").map(_.toDouble)
+
+  /** Cores of one executor: what the tasks of this JVM may use together. */
+  def executorCores: Int = {
+    val master = conf.get("spark.master", "local").toLowerCase(Locale.ROOT)
+    if (master.startsWith("local")) SparkContext.numDriverCores(master, conf)
+    else conf.getInt("spark.executor.cores", Runtime.getRuntime.availableProcessors())
+  }
+}

@@ -1,0 +1,1 @@
+"""Batched prediction with one model for all tasks of an executor."""

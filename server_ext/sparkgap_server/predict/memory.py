@@ -1,0 +1,95 @@
+"""Shared memory between a model host and whoever sends it batches: an anonymous file of the host, which the other side maps through /proc.
+
+Nothing is left behind when either side dies, and a container's small /dev/shm does not limit it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+import pyarrow as pa
+
+_ALIGNMENT = 64
+
+
+class SharedMemory:
+    """The host's end: owns the file, grows it, and reads and writes Arrow streams in it."""
+
+    def __init__(self, capacity: int = 1 << 20) -> None:
+        self.descriptor = os.memfd_create("sparkgap-batches", os.MFD_CLOEXEC)
+        self.capacity = 0
+        self.grow(capacity)
+
+    def grow(self, capacity: int) -> None:
+        """Make room for at least `capacity` bytes; arrays that view the old mapping stay valid."""
+        if capacity > self.capacity:
+            self.capacity = max(capacity, 2 * self.capacity)
+            os.ftruncate(self.descriptor, self.capacity)
+            self._map = mmap.mmap(self.descriptor, self.capacity)
+
+    def read(self, length: int) -> pa.RecordBatch:
+        """The record batch of the stream in the first `length` bytes, without a copy."""
+        return read_batch(self._map, 0, length)
+
+    def write(self, offset: int, batch: pa.RecordBatch) -> tuple[int, int]:
+        """Write a stream behind `offset`; returns where it begins and how long it is."""
+        start = -(-offset // _ALIGNMENT) * _ALIGNMENT
+        size = stream_size(batch)
+        self.grow(start + size)
+        return start, write_batch(self._map, start, size, batch)
+
+    def close(self) -> None:
+        """Give the file back; mappings live on until their arrays are gone."""
+        os.close(self.descriptor)
+
+
+class MappedMemory:
+    """The other side's end: maps the host's file, again whenever it has grown."""
+
+    def __init__(self, pid: int, descriptor: int) -> None:
+        self._descriptor = os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
+        self.capacity = 0
+        self.remap(0)
+
+    def remap(self, needed: int) -> None:
+        """Map anew if less than `needed` bytes are mapped."""
+        if needed > self.capacity or self.capacity == 0:
+            self.capacity = os.fstat(self._descriptor).st_size
+            self._map = mmap.mmap(self._descriptor, self.capacity)
+
+    def write(self, batch: pa.RecordBatch, size: int) -> int:
+        """Write a stream at the start; `size` is what `stream_size` says. Returns its length."""
+        return write_batch(self._map, 0, size, batch)
+
+    def read(self, offset: int, length: int) -> pa.RecordBatch:
+        """The record batch of a stream, copied out: the next batch overwrites the memory."""
+        self.remap(offset + length)
+        return read_batch(self._map[offset : offset + length], 0, length)
+
+    def close(self) -> None:
+        """Unmap; the host keeps its file."""
+        os.close(self._descriptor)
+
+
+def stream_size(batch: pa.RecordBatch) -> int:
+    """Bytes of the batch as an Arrow IPC stream."""
+    sink = pa.MockOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return int(sink.size())
+
+
+def write_batch(target: mmap.mmap, start: int, size: int, batch: pa.RecordBatch) -> int:
+    """Write an Arrow IPC stream of `size` bytes into a mapping with one copy of the data."""
+    window = pa.py_buffer(memoryview(target)[start : start + size])
+    sink = pa.FixedSizeBufferWriter(window)
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return size
+
+
+def read_batch(source: mmap.mmap | bytes, start: int, length: int) -> pa.RecordBatch:
+    """The one record batch of an Arrow IPC stream; its arrays view `source`."""
+    with pa.ipc.open_stream(pa.py_buffer(memoryview(source)[start : start + length])) as reader:
+        return reader.read_next_batch()

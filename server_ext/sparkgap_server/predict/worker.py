@@ -1,0 +1,165 @@
+"""The function that Spark's Python workers run for a prediction: cuts Arrow batches into model batches and has them predicted by the model host.
+
+The shim names `predict` in the UDF that it plans; the rows go on through shared memory to host.py.
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from sparkgap_protos.v1 import node_pb2 as pb
+from sparkgap_protos.v1 import plan_pb2
+
+from sparkgap_server import wire
+from sparkgap_server.predict.batches import Rebatcher
+from sparkgap_server.predict.memory import MappedMemory, stream_size
+
+#: Written by the shim into the executor's first local directory.
+POINTER = "sparkgap-nursery"
+
+_OPEN_ATTEMPTS = 3
+
+
+class NurseryMissing(RuntimeError):
+    """This executor has no nursery to fork model hosts from."""
+
+
+class HostDied(RuntimeError):
+    """The model host ended while it held a batch."""
+
+
+class ModelError(RuntimeError):
+    """The user's model raised an exception that is not one of Python's own classes."""
+
+
+Columns = Sequence["pa.Array[Any]"]
+
+
+def predict(plan_bytes: bytes, inputs: Iterator[pa.Array[Any] | tuple[pa.Array[Any], ...]]) -> Iterator[pa.Array[Any]]:
+    """Predictions for the batches of one partition, in as many rows; an empty partition never asks for the model."""
+    plan = plan_pb2.PredictPlan.FromString(plan_bytes)
+    rebatcher = Rebatcher(plan.batch_size)
+    host: _Host | None = None
+    try:
+        for columns in inputs:
+            rebatcher.add(columns if isinstance(columns, tuple) else (columns,))
+            predicted = []
+            for batch in rebatcher.whole():
+                host = host or _Host(plan)
+                predicted.append(host.predict(batch))
+            if predicted:
+                yield pa.concat_arrays(predicted)
+        for batch in rebatcher.rest():
+            host = host or _Host(plan)
+            yield host.predict(batch)
+    finally:
+        if host is not None:
+            host.close()
+
+
+class _Host:
+    """This task's connection to the model host."""
+
+    def __init__(self, plan: plan_pb2.PredictPlan) -> None:
+        self._plan = plan
+        # A host that ends because it was idle, or that could not load, may take a connection down with it before it has answered.
+        for attempt in range(_OPEN_ATTEMPTS):
+            self._connection = _connect(plan)
+            if (ready := self._open()) is not None:
+                self._memory = MappedMemory(ready.pid, ready.descriptor)
+                return
+            self._connection.close()
+            if attempt == _OPEN_ATTEMPTS - 1:
+                raise HostDied(
+                    f"the model host of {plan.name} ended {_OPEN_ATTEMPTS} times before it could load the model. Was it killed for memory? "
+                    "Hosts count against spark.executor.memoryOverhead; their errors are in the executor's stderr"
+                )
+
+    def predict(self, columns: Columns) -> pa.Array[Any]:
+        batch = pa.RecordBatch.from_arrays(list(columns), names=[str(index) for index in range(len(columns))])
+        size = stream_size(batch)
+        if size > self._memory.capacity:
+            wire.send(self._connection, pb.GROW, pb.Grow(capacity=size))
+            self._expect(pb.MODEL_READY)
+            self._memory.remap(size)
+        wire.send(self._connection, pb.BATCH, pb.Batch(length=self._memory.write(batch, size)))
+        predicted = pb.PredictedBatch.FromString(self._expect(pb.PREDICTED))
+        return self._memory.read(predicted.offset, predicted.length).column(0)
+
+    def close(self) -> None:
+        self._connection.close()
+        if hasattr(self, "_memory"):
+            self._memory.close()
+
+    def _open(self) -> pb.ModelReady | None:
+        outline = plan_pb2.PredictPlan()
+        outline.CopyFrom(self._plan)
+        outline.ClearField("make_predict_fn")
+        try:
+            wire.send(self._connection, pb.PREDICT_PLAN, outline)
+            while (frame := wire.receive(self._connection)) is not None:
+                if frame.kind == pb.PLAN_WANTED:
+                    wire.send(self._connection, pb.PREDICT_PLAN, self._plan)
+                elif frame.kind == pb.MODEL_READY:
+                    return pb.ModelReady.FromString(frame.body)
+                else:
+                    _raise(frame, self._plan.name)
+        except OSError:
+            return None
+        return None
+
+    def _expect(self, kind: int) -> bytes:
+        try:
+            frame = wire.receive(self._connection)
+        except (OSError, wire.BrokenFrame):
+            frame = None
+        if frame is None:
+            raise HostDied(
+                f"the model host of {self._plan.name} died while it predicted. Was it killed for memory? Hosts count against "
+                "spark.executor.memoryOverhead; their errors are in the executor's stderr"
+            )
+        if frame.kind != kind:
+            _raise(frame, self._plan.name)
+        return frame.body
+
+
+def _connect(plan: plan_pb2.PredictPlan) -> socket.socket:
+    pointer = Path(os.environ.get("SPARK_LOCAL_DIRS", "").split(",")[0]) / POINTER
+    try:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.connect(pointer.read_text())
+    except OSError as problem:
+        connection.close()
+        raise NurseryMissing(
+            f"no nursery runs beside this executor ({problem}): spark.plugins on the server must name sparkgap's plugin, and "
+            "the executor's stderr says why a nursery ended"
+        ) from problem
+    model = pb.OpenModel(key=plan.digest, name=plan.name, python_path=_session_path())
+    wire.send(connection, pb.OPEN, pb.Open(model=model))
+    return connection
+
+
+def _session_path() -> list[str]:
+    """What the session's artifacts added to this worker's path, wherever Spark unpacked them."""
+    from pyspark.core.files import SparkFiles
+
+    root = SparkFiles._root_directory
+    return [entry for entry in sys.path if root and entry.startswith(root)]
+
+
+def _raise(frame: wire.Frame, name: str) -> None:
+    if frame.kind != pb.MODEL_FAILURE:
+        raise wire.BrokenFrame(f"unexpected frame of kind {frame.kind}")
+    failure = pb.ModelFailure.FromString(frame.body)
+    what = "make_predict_fn raised" if failure.loading else "the prediction of a batch raised"
+    kind = getattr(builtins, failure.exception, None)
+    usable = isinstance(kind, type) and issubclass(kind, Exception) and kind is not UnicodeDecodeError
+    text = f"{failure.message}\n\n{name}: {what} in the model host:\n{failure.traceback}"
+    raise kind(text) if usable else ModelError(f"{failure.exception}: {text}")  # type: ignore[misc]

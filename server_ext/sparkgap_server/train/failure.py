@@ -1,0 +1,90 @@
+"""Describes why a rank failed, so that whoever waits for the run can say which rank it was and what it raised."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import traceback
+from types import TracebackType
+
+from sparkgap_protos import codec
+from sparkgap_protos.v1 import node_pb2 as pb
+from sparkgap_protos.v1 import run_pb2
+
+_MAX_TEXT = 64 << 10
+
+# What collectives say when another rank has gone; raised by the autograd engine too, so the place in the code does not tell.
+_PEER_LOST = (
+    "closed by peer",
+    "reset by peer",
+    "Connection refused",
+    "Broken pipe",
+    "NCCL error",
+    "remote process exited",
+)
+
+
+class Unopenable(Exception):
+    """The plan's function could not be unpickled here; wraps the reason."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def describe(error: BaseException, placement: pb.RankPlacement) -> run_pb2.RankFailure:
+    """The failure as a message; the traceback begins where user code begins."""
+    message = str(error)
+    if isinstance(error, Unopenable):
+        error = error.reason
+        message = _unopenable(error)
+    failure = run_pb2.RankFailure(
+        rank=placement.rank,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        time=time.time_ns() // 1000,
+        exception=f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins."),
+        message=message[:_MAX_TEXT],
+        traceback="".join(traceback.format_exception(type(error), error, _user_part(error.__traceback__)))[-_MAX_TEXT:],
+        in_collective=_in_collective(error),
+    )
+    if isinstance(error, SystemExit):
+        failure.exit_code = error.code if isinstance(error.code, int) else 1
+        failure.message = f"exit status {failure.exit_code}" if isinstance(error.code, int) else message
+    try:
+        failure.pickled.CopyFrom(codec.pack(error, "the exception"))
+    except codec.NotPicklable:
+        return failure
+    return failure
+
+
+def _unopenable(error: BaseException) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return (
+            f"{error}. The function needs the module {error.name!r}, which is not installed on the workers: install it there, "
+            "or move what the function uses into the file that calls run"
+        )
+    return f"the function cannot be opened on the workers: {error}"
+
+
+def _user_part(trace: TracebackType | None) -> TracebackType | None:
+    """Without the frames of this package at its top; all of it where there are no others."""
+    here = os.path.dirname(os.path.dirname(__file__))
+    part = trace
+    while part is not None and (
+        part.tb_frame.f_code.co_filename.startswith(here) or "runpy" in part.tb_frame.f_code.co_filename
+    ):
+        part = part.tb_next
+    return part or trace
+
+
+def _in_collective(error: BaseException) -> bool:
+    trace = error.__traceback__
+    last = None
+    while trace is not None:
+        last, trace = trace, trace.tb_next
+    inside = last is not None and "torch/distributed/" in last.tb_frame.f_code.co_filename
+    return (inside and not isinstance(error, (ValueError, TypeError))) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in _PEER_LOST)
+    )

@@ -1,0 +1,138 @@
+"""The life of one rank, in the process that its keeper forked: environment, meeting point, user code, value or failure.
+
+What it has to say goes to the keeper over `channel`; the end of the channel says that all has been said.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import runpy
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparkgap_protos import codec, reporting
+from sparkgap_protos.v1 import node_pb2 as pb
+from sparkgap_protos.v1 import plan_pb2, run_pb2
+
+from sparkgap_server import wire
+from sparkgap_server.train import environment
+from sparkgap_server.train.failure import Unopenable, describe
+from sparkgap_server.train.meeting import listen
+
+_CHUNK_BYTES = 1 << 20
+
+
+class ResultTooLarge(RuntimeError):
+    """Rank 0's value is larger than the server takes."""
+
+
+@dataclass(frozen=True)
+class RankTask:
+    """Everything that a rank needs; `private` is a folder that is removed after its end."""
+
+    placement: pb.RankPlacement
+    plan: plan_pb2.TrainPlan
+    private: Path
+
+
+def run(task: RankTask, channel: socket.socket) -> int:
+    """Run the rank to its end and return its exit status; every way out has been told to the keeper before."""
+    try:
+        status = _run(task, channel)
+    except BaseException as error:
+        status = _fail(task, channel, error)
+    channel.close()
+    atexit._run_exitfuncs()  # os._exit, which ends a forked child, skips them
+    return status
+
+
+def _run(task: RankTask, channel: socket.socket) -> int:
+    placement = task.placement
+    environment.apply(placement)
+    store = listen(placement) if placement.rank == 0 else None
+    if store is not None:
+        wire.send(channel, pb.ADDRESS, pb.MeetingPoint(host=placement.host, port=store.port))
+    body = _body(task)
+    answer = wire.receive(channel)
+    if answer is None:
+        return 1  # the keeper is gone
+    environment.meet(pb.MeetingPoint.FromString(answer.body))
+    reporting.sink = _sink(placement, channel)
+    started = run_pb2.RankStarted(host=socket.gethostname(), pid=os.getpid())
+    wire.send(channel, pb.EVENT, _event(placement, started=started))
+    value = body()
+    _deliver(value, placement, channel)
+    return 0
+
+
+def _body(task: RankTask) -> Callable[[], Any]:
+    if task.plan.WhichOneof("body") == "script":
+        return _script(task.plan.script, task.private)
+    try:
+        function, args, kwargs = codec.unpack(task.plan.function)
+    except Exception as error:
+        raise Unopenable(error) from error
+    return lambda: function(*args, **kwargs)
+
+
+def _script(script: plan_pb2.Script, private: Path) -> Callable[[], None]:
+    path = private / Path(script.name).name
+    path.write_bytes(script.source)
+
+    def run_script() -> None:
+        sys.argv = [str(path), *script.arguments]
+        sys.path.insert(0, str(private))
+        try:
+            runpy.run_path(str(path), run_name="__main__")
+        except SystemExit as end:
+            if end.code not in (None, 0):
+                raise
+
+    return run_script
+
+
+def _deliver(value: Any, placement: pb.RankPlacement, channel: socket.socket) -> None:
+    """Rank 0 sends its value; the others an empty one, which says that they came to their end."""
+    data = b""
+    if placement.rank == 0:
+        data = codec.pack(value, "the value that rank 0 returned").SerializeToString()
+        if len(data) > placement.max_result_bytes:
+            raise ResultTooLarge(
+                f"rank 0 returned {len(data)} bytes, spark.sparkgap.result.maxBytes allows {placement.max_result_bytes}: "
+                "write large values to storage and return their path"
+            )
+    for start in range(0, max(1, len(data)), _CHUNK_BYTES):
+        wire.send(channel, pb.RESULT, data[start : start + _CHUNK_BYTES])
+
+
+def _fail(task: RankTask, channel: socket.socket, error: BaseException) -> int:
+    failure = describe(error, task.placement)
+    sys.stderr.write(failure.traceback)
+    sys.stderr.flush()
+    try:
+        wire.send(channel, pb.FAILURE, failure)
+    except OSError:
+        return 1  # the keeper is gone, and with it everybody who would want to know
+    return failure.exit_code or 1
+
+
+def _sink(placement: pb.RankPlacement, channel: socket.socket) -> Callable[[reporting.Report], None]:
+    owner = os.getpid()
+
+    def report(figures: reporting.Report) -> None:
+        if os.getpid() != owner:
+            return  # a process that user code forked shares the channel and must not write into it
+        metrics = run_pb2.Metrics(step=figures.step, total=figures.total or 0, values=figures.values)
+        wire.send(channel, pb.EVENT, _event(placement, metrics=metrics))
+
+    return report
+
+
+def _event(placement: pb.RankPlacement, **kind: Any) -> run_pb2.RunEvent:
+    return run_pb2.RunEvent(attempt=placement.attempt, rank=placement.rank, time=time.time_ns() // 1000, **kind)
