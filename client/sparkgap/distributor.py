@@ -130,7 +130,7 @@ class TorchDistributor:
             plan.name = self._name or path.name
             plan.script.CopyFrom(_script(path, args, kwargs))
         elif callable(train_object):
-            plan.name = self._name or getattr(train_object, "__qualname__", type(train_object).__qualname__)
+            plan.name = self._name or str(getattr(train_object, "__qualname__", type(train_object).__qualname__))
             plan.function.CopyFrom(_function(train_object, plan.name, args, kwargs))
         else:
             raise PlanError(

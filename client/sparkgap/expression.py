@@ -50,7 +50,7 @@ def _classic_only() -> bool:
     return classic and SparkSession.getActiveSession() is None
 
 
-class _Prediction(Expression):
+class _Prediction(Expression):  # type: ignore[misc]  # pyspark has no types that mypy follows
     def __init__(self, plan: pb.PredictPlan, arguments: Sequence[Expression]) -> None:
         super().__init__()
         self._plan = plan

@@ -136,7 +136,7 @@ def _shapes(given: Shapes | None) -> pb.InputShapes | None:
         return None
     if isinstance(given, Mapping):
         return pb.InputShapes(sparse=True, shapes=[_shape(shape, index) for index, shape in given.items()])
-    if isinstance(given, (str, bytes)) or not isinstance(given, Sequence):
+    if not isinstance(given, (list, tuple)):
         raise PlanError(f"input_tensor_shapes has to be a list or a dict of shapes, got {given!r}")
     return pb.InputShapes(shapes=[_shape(shape, index) for index, shape in enumerate(given)])
 

@@ -201,6 +201,19 @@ def test_shapes_may_be_given_by_index():
     assert_same([scalar, tensor], pyspark_arguments(columns, {1: [2, 1]}, 2))
 
 
+def test_an_empty_shape_is_that_of_a_scalar_and_no_shapes_are_as_none_given():
+    column = pa.array([1, 2])
+    assert_same(arguments(column, shapes=[[]]), pyspark_arguments([column], [[]], 1))
+    assert_same(arguments(column, column, shapes=[], model=2), pyspark_arguments([column, column], [], 2))
+
+
+def test_nanoseconds_of_a_time_of_day_are_refused_as_in_pyspark():
+    column = pa.array([61 * 10**9 + 1_234], pa.time64("ns"))
+    for convert in (lambda: arguments(column), lambda: pyspark_arguments([column], None, 1)):
+        with pytest.raises(ValueError, match=r"lose data|non-zero nanoseconds"):
+            convert()
+
+
 def test_shape_none_leaves_a_scalar_column_as_it_is():
     assert arguments(pa.array([1, 2]), shapes=[None])[0].tolist() == [1, 2]
 

@@ -14,7 +14,7 @@ class LineCollector:
     Of a line that overwrites itself with carriage returns, as progress bars do, the last state counts, as on a terminal.
     """
 
-    def __init__(self, stream: run_pb2.LogLines.Stream.ValueType) -> None:
+    def __init__(self, stream: run_pb2.LogLines.Stream) -> None:
         self.stream = stream
         self.dropped = 0  # lines that were collected and could not be passed on
         self._rest = bytearray()

@@ -257,7 +257,7 @@ def _values(column: pa.Array[Any]) -> Array:
             numbers = numbers.astype(np.float64 if pt.is_integer(kind) else numbers.dtype)
             numbers[~_valid(column)] = np.nan
         return numbers
-    return _objects(column.cast(pa.time64("us"), safe=False) if pt.is_time64(kind) else column)
+    return _objects(column.cast(pa.time64("us")) if pt.is_time64(kind) else column)
 
 
 def _objects(column: pa.Array[Any]) -> Array:

@@ -1,0 +1,45 @@
+# Everything a newcomer needs: `make demo` and `make test`. Both make and use the environment .venv/ and need Python 3.11, nothing else.
+PYTHON ?= python3.11
+VENV := .venv
+THIN := .venv-thin
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-slow check cluster-demo protos bench clean
+
+demo: $(VENV)/.ready
+	$(BIN)/python client/examples/digits.py
+
+test: $(VENV)/.ready $(THIN)/.ready check
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(VENV)/.ready $(THIN)/.ready
+	$(BIN)/python -m pytest -m "slow"
+
+check: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+cluster-demo: $(VENV)/.ready
+	PYTHON=$(BIN)/python deploy/demo.sh
+
+bench: $(VENV)/.ready
+	$(BIN)/python tests/bench/launch.py
+
+protos: $(VENV)/.ready
+	cd protos && ../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. sparkgap_protos/v1/*.proto
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+# A client as it is in the field: pyspark-client alone, no torch, no Java.
+$(THIN)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(THIN)
+	$(THIN)/bin/pip install -q -c constraints.txt -e '.[client]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(THIN) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
