@@ -74,6 +74,7 @@ def execute(session: SparkSession, **kind: Message) -> Iterator[run_pb2.Reply]:
         request = client._execute_plan_request_with_metadata()
         request.plan.command.extension.Pack(command)
         for response in client._execute_and_fetch_as_iterator(request, {}):
+            _established.add(client)
             if isinstance(response, any_pb2.Any):
                 yield _reply(response)
 
@@ -90,7 +91,6 @@ def require_extension(client: SparkConnectClient) -> None:
     """
     if client in _greeted:
         return
-    client._analyze(method="spark_version")  # GetStatus never creates the session on the server, any other call does
     spoken = _ask(client, hello=pb.HelloQuery()).hello.protocol
     if spoken != PROTOCOL:
         raise VersionError(
@@ -101,11 +101,15 @@ def require_extension(client: SparkConnectClient) -> None:
 
 
 _greeted: weakref.WeakSet[SparkConnectClient] = weakref.WeakSet()
+_established: weakref.WeakSet[SparkConnectClient] = weakref.WeakSet()  # those whose session exists on the server
 
 
 def _ask(client: SparkConnectClient, **kind: Message) -> run_pb2.Reply:
     query = any_pb2.Any()
     query.Pack(pb.Query(protocol=PROTOCOL, client=client_name(), **kind))  # type: ignore[arg-type]
+    if client not in _established:
+        client._analyze(method="spark_version")  # GetStatus never creates the session, any other call does
+        _established.add(client)
     with translated():
         response = client._get_operation_statuses(operation_ids=None, request_extensions=[query])
         for extension in response.extensions:

@@ -6,14 +6,13 @@ Server processes that do not run user code (the driver's JVM, the nursery, Spark
 from __future__ import annotations
 
 import hashlib
-import io
 import pickle
-import pickletools
 import sys
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from sparkgap_protos.identity import meaning
 from sparkgap_protos.v1 import plan_pb2 as pb
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -81,47 +80,12 @@ def unpack(payload: pb.Payload) -> Any:
 
 
 def digest(payload: pb.Payload) -> str:
-    """Hexadecimal identity of what a payload means, the same in every process that packs the same code; call it where it was packed.
-
-    Two things differ between pickles of the same function: cloudpickle gives each class of ``__main__`` a random tracking id, and a string
-    is stored once or twice depending on which constants the interpreter shares. The digest reads the pickle's operations without running
-    them and leaves both out.
-    """
+    """Hexadecimal identity of what a payload means, the same in every process that packs the same code; call it where it was packed."""
     from pyspark.cloudpickle import cloudpickle
 
+    versions = f"{payload.python}\0{payload.cloudpickle}\0".encode()
     tracking_ids = set(cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS.values())
-    hashed = hashlib.sha256(f"{payload.python}\0{payload.cloudpickle}\0".encode())
-    for name, argument in _canonical(payload.data, tracking_ids):
-        value = argument if isinstance(argument, bytes) else repr(argument).encode()
-        hashed.update(f"{name}:{len(value)}:".encode())
-        hashed.update(value)
-    return hashed.hexdigest()
-
-
-def _canonical(data: bytes, tracking_ids: set[str]) -> Iterator[tuple[str, object]]:
-    memo: list[object] = []  # strings as themselves, anything else as its position among the non-strings
-    tracked: dict[str, int] = {}
-    others = 0
-    last: object = None
-    for opcode, argument, _ in pickletools.genops(io.BytesIO(data)):
-        name = opcode.name
-        if name in ("PROTO", "FRAME"):
-            continue
-        if name == "MEMOIZE":
-            memo.append(last if isinstance(last, str) else others)
-            others += not isinstance(last, str)
-        elif name in ("BINGET", "LONG_BINGET"):
-            assert isinstance(argument, int)
-            last = memo[argument]
-            yield ("STRING" if isinstance(last, str) else "SHARED"), last
-        elif isinstance(argument, str) and "UNICODE" in name:
-            last = argument
-            if argument in tracking_ids:
-                last = f"tracked class {tracked.setdefault(argument, len(tracked))}"
-            yield "STRING", last
-        else:
-            last = None
-            yield name, argument
+    return hashlib.sha256(versions + meaning(payload.data, tracking_ids)).hexdigest()
 
 
 def _culprit(path: str, value: object, error: Exception, seen: set[int]) -> tuple[str, object, Exception]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from pyspark.sql.connect.session import SparkSession
+    from pyspark.sql import SparkSession
 
     from sparkgap_server.local import LocalServer
 
@@ -37,7 +37,7 @@ def sparkgap_server(pytestconfig: pytest.Config) -> Iterator[LocalServer]:
 @pytest.fixture
 def sparkgap_session(sparkgap_server: LocalServer) -> Iterator[SparkSession]:
     """A fresh Connect session, stopped after the test."""
-    from pyspark.sql.connect.session import SparkSession
+    from pyspark.sql import SparkSession
 
     session = SparkSession.builder.remote(sparkgap_server.url).create()
     yield session

@@ -154,14 +154,14 @@ class _Host:
         try:
             batch = memory.read(length)
             arguments = to_arguments(batch.columns, task.layout, model.arguments)
-            with self._predicting:
+            with self._predicting:  # until the result is copied: a model may return the same memory every time
                 began = time.perf_counter()
                 predictions = model.predict(*arguments)
                 seconds = time.perf_counter() - began
-            column = to_column(predictions, batch.num_rows, task.return_type)
+                column = to_column(predictions, batch.num_rows, task.return_type)
+                offset, written = memory.write(length, pa.RecordBatch.from_arrays([column], names=["prediction"]))
         except Exception as error:
             return pb.MODEL_FAILURE, _failure(error, loading=False)
-        offset, written = memory.write(length, pa.RecordBatch.from_arrays([column], names=["prediction"]))
         return pb.PREDICTED, pb.PredictedBatch(offset=offset, length=written, model_seconds=seconds)
 
 

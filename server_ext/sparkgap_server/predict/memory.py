@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from typing import Any
 
 import pyarrow as pa
 
@@ -29,8 +30,10 @@ class SharedMemory:
             self._map = mmap.mmap(self.descriptor, self.capacity)
 
     def read(self, length: int) -> pa.RecordBatch:
-        """The record batch of the stream in the first `length` bytes, without a copy."""
-        return read_batch(self._map, 0, length)
+        """The record batch of the stream in the first `length` bytes, without a copy; its buffers can be written to, as models may do."""
+        batch = read_batch(self._map, 0, length)
+        window = pa.py_buffer(self._map)
+        return pa.RecordBatch.from_arrays([_writable(column, window) for column in batch.columns], schema=batch.schema)
 
     def write(self, offset: int, batch: pa.RecordBatch) -> tuple[int, int]:
         """Write a stream behind `offset`; returns where it begins and how long it is."""
@@ -93,3 +96,28 @@ def read_batch(source: mmap.mmap | bytes, start: int, length: int) -> pa.RecordB
     """The one record batch of an Arrow IPC stream; its arrays view `source`."""
     with pa.ipc.open_stream(pa.py_buffer(memoryview(source)[start : start + length])) as reader:
         return reader.read_next_batch()
+
+
+def _writable(array: Any, window: pa.Buffer) -> Any:
+    """The same array over buffers that are marked as mutable: Arrow's IPC reader marks its slices as constant."""
+    kind = array.type
+    children: list[pa.Array[Any]] = []
+    own = array.buffers()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        own, children = own[:2], [array.values]
+    elif pa.types.is_fixed_size_list(kind):
+        own, children = own[:1], [array.values]
+    elif pa.types.is_struct(kind):
+        own, children = own[:1], [array.field(index) for index in range(kind.num_fields)]
+    elif kind.num_fields or isinstance(kind, (pa.ExtensionType, pa.DictionaryType)):
+        return array
+    buffers = [None if each is None else _mutable(each, window) for each in own]
+    children = [_writable(child, window) for child in children]
+    return pa.Array.from_buffers(kind, len(array), buffers, array.null_count, array.offset, children or None)
+
+
+def _mutable(buffer: pa.Buffer, window: pa.Buffer) -> pa.Buffer:
+    start = buffer.address - window.address
+    if buffer.size == 0 or not 0 <= start <= window.size - buffer.size:
+        return buffer  # an empty buffer lies anywhere
+    return pa.py_buffer(memoryview(window)[start : start + buffer.size])

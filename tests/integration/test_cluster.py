@@ -1,0 +1,137 @@
+"""A real cluster: Spark's own standalone master, two workers with an executor each, and the server, started by deploy/standalone.sh.
+
+Nothing may work only because driver and executor share a JVM, a folder or an environment.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+from sparkgap import TorchDistributor, predict_batch_udf
+
+SCRIPT = Path(__file__).parents[2] / "deploy" / "standalone.sh"
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("cluster") / "c"
+    command = [str(SCRIPT), "start", "--dir", str(folder), "--python", sys.executable]
+    started = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
+    assert started.returncode == 0, started.stderr
+    yield folder
+    subprocess.run([str(SCRIPT), "stop", "--dir", str(folder)], check=True, timeout=60, capture_output=True)
+    assert not marked_processes(folder), "the cluster left processes behind"
+
+
+@pytest.fixture
+def spark(cluster: Path) -> Iterator[SparkSession]:
+    session = SparkSession.builder.remote((cluster / "url").read_text().strip()).create()
+    yield session
+    session.stop()
+
+
+def marked_processes(folder: Path) -> list[psutil.Process]:
+    """Everything that the cluster has started carries this mark in its environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("SPARKGAP_STANDALONE", "").startswith(f"{folder}:"):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def executor_of(pid: int) -> int:
+    """The executor's JVM above a process of this machine."""
+    process = psutil.Process(pid)
+    return next(each.pid for each in process.parents() if "CoarseGrainedExecutorBackend" in " ".join(each.cmdline()))
+
+
+def gathered_ranks() -> Any:
+    import os
+
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    total = torch.tensor([dist.get_rank() + 1.0])
+    dist.all_reduce(total)
+    mine = (dist.get_rank(), os.environ["NODE_RANK"], os.environ["LOCAL_RANK"], os.getppid(), os.getcwd())
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, (mine, executor_of(os.getpid())))
+    dist.destroy_process_group()
+    return total.item(), gathered
+
+
+def test_two_ranks_meet_from_two_executors(spark: SparkSession) -> None:
+    total, ranks = TorchDistributor(2, local_mode=False, use_gpu=False, spark=spark).run(with_helpers(gathered_ranks))
+    assert total == 3.0
+    assert [(rank, node, local) for (rank, node, local, _, _), _ in ranks] == [(0, "0", "0"), (1, "1", "0")]
+    executors = {executor for _, executor in ranks}
+    assert len(executors) == 2, "both ranks ran in one executor"
+    assert len({folder for (_, _, _, _, folder), _ in ranks}) == 2
+    assert all(folder != os.getcwd() for (_, _, _, _, folder), _ in ranks)
+
+
+def test_local_mode_puts_all_ranks_on_one_node(spark: SparkSession) -> None:
+    _, ranks = TorchDistributor(3, local_mode=True, use_gpu=False, spark=spark).run(with_helpers(gathered_ranks))
+    assert [(rank, node, local) for (rank, node, local, _, _), _ in ranks] == [(0, "0", "0"), (1, "0", "1"), (2, "0", "2")]
+    assert len({executor for _, executor in ranks}) == 1
+
+
+def test_predictions_come_from_both_executors(spark: SparkSession) -> None:
+    def make_predict_fn() -> Any:
+        import os
+
+        import numpy as np
+
+        return lambda x: {"twice": x * 2, "pid": np.full(len(x), os.getpid())}
+
+    predict = predict_batch_udf(make_predict_fn, return_type="struct<twice: double, pid: long>", batch_size=7)
+    rows = spark.range(0, 400, 1, 4).select(F.col("id").cast("double").alias("x")).withColumn("p", predict("x")).collect()
+    assert [row.p.twice for row in rows] == [2.0 * row.x for row in rows]
+    hosts = {row.p.pid for row in rows}
+    assert len(hosts) == 2, "one model host in each of the two executors"
+    assert len({executor_of(pid) for pid in hosts}) == 2
+
+
+def test_a_failing_rank_is_named_and_nothing_is_left(cluster: Path, spark: SparkSession) -> None:
+    from sparkgap import TrainingError
+
+    def main_fn() -> None:
+        import os
+
+        import torch.distributed as dist
+
+        dist.init_process_group("gloo")
+        if os.environ["RANK"] == "1":
+            raise ArithmeticError("no more numbers")
+        dist.barrier()
+
+    with pytest.raises(TrainingError, match="rank 1 of 2") as caught:
+        TorchDistributor(2, local_mode=False, use_gpu=False, spark=spark).run(main_fn)
+    assert isinstance(caught.value.__cause__, ArithmeticError)
+    pids = {failure.pid for failure in caught.value.failures}
+    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=5)
+    assert not alive
+    assert all(process.is_running() for process in marked_processes(cluster))
+
+
+def with_helpers(function: Any) -> Any:
+    """Tests are modules that the workers cannot import, so what ranks run is pickled by value."""
+    from pyspark import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    return function
