@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,6 +16,8 @@ from sparkgap.errors import PlanError
 if TYPE_CHECKING:
     from pyspark.sql import Column
     from pyspark.sql.types import DataType
+
+_LARGEST = 2**31 - 1
 
 Shapes = Sequence["Sequence[int] | None"] | Mapping[int, "Sequence[int]"]
 
@@ -61,8 +64,9 @@ def predict_batch_udf(
     """
     if not callable(make_predict_fn):
         raise PlanError(f"make_predict_fn has to be a function, got a {type(make_predict_fn).__qualname__}")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 0 < batch_size <= _LARGEST:
         raise PlanError(f"batch_size has to be a positive integer, got {batch_size!r}")
+    _check_type(return_type)
     return PredictFunction(make_predict_fn, return_type, batch_size, _shapes(input_tensor_shapes))
 
 
@@ -131,6 +135,13 @@ class PredictFunction:
         return prediction_column(plan, cols)
 
 
+def _check_type(return_type: object) -> None:
+    from pyspark.sql.types import DataType
+
+    if not isinstance(return_type, (str, DataType)):
+        raise PlanError(f"return_type has to be a DataType or a DDL string, got {return_type!r}")
+
+
 def _shapes(given: Shapes | None) -> pb.InputShapes | None:
     if given is None:
         return None
@@ -146,8 +157,12 @@ def _shape(shape: Sequence[int] | None, index: int) -> pb.InputShape:
         raise PlanError(f"input_tensor_shapes has the key {index!r}: the position of an input is needed")
     if shape is None:
         return pb.InputShape(index=index)
-    if isinstance(shape, int) or not all(isinstance(size, int) and size > 0 for size in shape):
+    try:
+        sizes = [operator.index(size) for size in shape]  # NumPy's integers are welcome
+    except TypeError:
+        sizes = [0]
+    if not all(0 < size <= _LARGEST for size in sizes):
         raise PlanError(
             f"input_tensor_shapes has the shape {shape!r} for input {index}: a list of positive sizes is needed, without the batch"
         )
-    return pb.InputShape(index=index, given=True, dimensions=shape)
+    return pb.InputShape(index=index, given=True, dimensions=sizes)

@@ -85,7 +85,7 @@ def _read(data: bytes) -> _Object:
         elif name == "MEMOIZE":
             memo.append(stack[-1])
         elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(memo[int(argument)])
+            stack.append(memo[int(argument or 0)])
         elif name in ("POP", "POP_MARK"):
             _keep_effects(_taken(opcode, stack), stack, whole)
         elif name == "STOP":

@@ -74,8 +74,9 @@ object Schema {
   }
 }
 
-/** A request that is not carried out. `reason` is a value of Refusal.Reason and says who has to act. */
-final class Refused(val reason: String, message: String) extends RuntimeException(message) {
+/** A request that is not carried out. `reason` is a value of Refusal.Reason and says who has to act. Inside an expression it reaches the client as Spark's
+  * own exception, and of an IllegalArgumentException pyspark shows the bare text. */
+final class Refused(val reason: String, message: String) extends IllegalArgumentException(message) {
   def toReply: DynamicMessage = Schema.build("Reply")("refusal" -> Schema.build("Refusal")("reason" -> reason, "message" -> getMessage))
 }
 

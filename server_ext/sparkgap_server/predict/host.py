@@ -46,7 +46,7 @@ class _Model:
 class LoadFailed(Exception):
     """make_predict_fn raised `reason`."""
 
-    def __init__(self, reason: Exception) -> None:
+    def __init__(self, reason: BaseException) -> None:
         super().__init__(reason)
         self.reason = reason
 
@@ -160,7 +160,7 @@ class _Host:
                 seconds = time.perf_counter() - began
                 column = to_column(predictions, batch.num_rows, task.return_type)
                 offset, written = memory.write(length, pa.RecordBatch.from_arrays([column], names=["prediction"]))
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # sys.exit would end this thread only, and say nothing
             return pb.MODEL_FAILURE, _failure(error, loading=False)
         return pb.PREDICTED, pb.PredictedBatch(offset=offset, length=written, model_seconds=seconds)
 
@@ -203,14 +203,20 @@ def _load(plan: plan_pb2.PredictPlan) -> _Model:
         if not callable(predict):
             raise TypeError(f"make_predict_fn must return a function, it returned a {type(predict).__qualname__}")
         return _Model(predict, model_arguments(predict), time.perf_counter() - began)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise LoadFailed(error) from error
 
 
 def _failure(error: BaseException, *, loading: bool) -> pb.ModelFailure:
+    message = str(error)
+    if isinstance(error, ModuleNotFoundError):
+        message += (
+            f". The model needs the module {error.name!r}, which is not installed on the workers: install it there, or move what "
+            "it uses into the file that calls predict_batch_udf"
+        )
     return pb.ModelFailure(
         loading=loading,
         exception=type(error).__qualname__,
-        message=str(error),
+        message=message,
         traceback="".join(traceback.format_exception(error)),
     )

@@ -159,7 +159,17 @@ def _raise(frame: wire.Frame, name: str) -> None:
         raise wire.BrokenFrame(f"unexpected frame of kind {frame.kind}")
     failure = pb.ModelFailure.FromString(frame.body)
     what = "make_predict_fn raised" if failure.loading else "the prediction of a batch raised"
-    kind = getattr(builtins, failure.exception, None)
-    usable = isinstance(kind, type) and issubclass(kind, Exception) and kind is not UnicodeDecodeError
     text = f"{failure.message}\n\n{name}: {what} in the model host:\n{failure.traceback}"
-    raise kind(text) if usable else ModelError(f"{failure.exception}: {text}")  # type: ignore[misc]
+    raise _builtin(failure.exception, text) or ModelError(f"{failure.exception}: {text}")
+
+
+def _builtin(name: str, text: str) -> Exception | None:
+    """Python's own exception of this name with this text, where there is one that shows it: KeyError quotes, UnicodeError wants more."""
+    kind = getattr(builtins, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, Exception)) or kind is StopIteration:
+        return None
+    try:
+        error = kind(text)
+    except TypeError:
+        return None
+    return error if str(error) == text else None
