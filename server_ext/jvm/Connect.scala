@@ -8,7 +8,7 @@ import java.util.Optional
 import scala.jdk.CollectionConverters._
 
 import org.sparkproject.connect.grpc.stub.StreamObserver
-import org.sparkproject.connect.protobuf.{Any => ProtoAny, DynamicMessage}
+import org.sparkproject.connect.protobuf.{Any => ProtoAny, DynamicMessage, InvalidProtocolBufferException}
 
 import org.apache.spark.connect.proto
 import org.apache.spark.sql.catalyst.expressions.Expression
@@ -118,8 +118,10 @@ class SparkgapExpressions extends ExpressionPlugin {
     Schema.extension(ProtoAny.parseFrom(bytes), "PredictPlan") match {
       case None => Optional.empty()
       case Some(plan) =>
-        def arguments: Seq[Expression] = plan.messages("arguments").map { any =>
-          planner.transformExpression(ProtoAny.parseFrom(any.toByteArray).unpack(classOf[proto.Expression]))
+        def arguments: Seq[Expression] = plan.messages("arguments").zipWithIndex.map { case (any, index) =>
+          val argument = try ProtoAny.parseFrom(any.toByteArray).unpack(classOf[proto.Expression])
+            catch { case damage: InvalidProtocolBufferException => throw Refused.plan(s"the PredictPlan is damaged: argument $index: ${damage.getMessage}") }
+          planner.transformExpression(argument)
         }
         Optional.of(Predict.expression(plan, arguments, planner.sessionHolder))
     }

@@ -16,6 +16,7 @@ import org.sparkproject.connect.protobuf.DynamicMessage
 import org.apache.spark.SparkEnv
 import org.apache.spark.api.plugin.PluginContext
 import org.apache.spark.internal.Logging
+import org.apache.spark.util.Utils
 
 object Nursery extends Logging {
   /** File in the executor's first local directory that tells Spark's Python workers where the nursery listens. */
@@ -76,6 +77,7 @@ object Nursery extends Logging {
 
   private def launch(): Unit = {
     val settings = new Settings(SparkEnv.get.conf)
+    Option(socket).foreach(old => Utils.deleteRecursively(old.getParent.toFile)) // of a nursery that was killed
     val folder = Files.createTempDirectory(temporary, "sparkgap-", PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rwx------")))
     socket = folder.resolve("nursery")
     val builder = new ProcessBuilder(settings.python, "-m", "sparkgap_server.nursery", "--folder", folder.toString,

@@ -49,7 +49,6 @@ object Runs {
       Option(runs.putIfAbsent(key, run)) match {
         case Some(_) => known.get
         case None =>
-          forgetOldest()
           launch(run, gang)
           run
       }
@@ -58,15 +57,20 @@ object Runs {
 
   /** Spark's inheritable thread-locals tie a job to the operation that submits it; this thread inherits none of them. */
   private def launch(run: Run, gang: Gang): Unit = {
-    val thread = new Thread(null, () => run.execute(sc, gang), s"sparkgap-run-${run.key.id}", 0, false)
+    val body: Runnable = () => try run.execute(sc, gang) finally forgetOldest()
+    val thread = new Thread(null, body, s"sparkgap-run-${run.key.id}", 0, false)
     thread.setContextClassLoader(getClass.getClassLoader)
     thread.setDaemon(true)
     thread.start()
   }
 
+  /** The newest one stays whatever its size, so that its client can fetch its value. */
   private def forgetOldest(): Unit = {
-    val ended = runs.values.asScala.filter(_.ended).toSeq.sortBy(_.endedAt)
-    ended.take(math.max(0, runs.size - settings.keptRuns)).foreach(run => runs.remove(run.key))
+    val newestFirst = runs.values.asScala.filter(_.ended).toSeq.sortBy(-_.endedAt)
+    val bytesWithNewer = newestFirst.scanLeft(0L)(_ + _.keptBytes).tail
+    newestFirst.zip(bytesWithNewer).zipWithIndex.drop(1).foreach { case ((run, bytes), newer) =>
+      if (newer >= settings.keptRuns || bytes > settings.keptBytes) runs.remove(run.key)
+    }
   }
 }
 
@@ -188,6 +192,8 @@ final class Run(val key: RunKey, val plan: DynamicMessage, maxEventBytes: Long) 
   def await(cursor: Long, millis: Long): Unit = synchronized {
     if (next <= cursor && !RunState.Final(state)) wait(millis)
   }
+
+  def keptBytes: Long = synchronized(eventBytes + result.map(_.length.toLong).sum)
 
   def resultChunks: Seq[Array[Byte]] = synchronized(result)
 

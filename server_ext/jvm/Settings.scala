@@ -22,10 +22,13 @@ final class Settings(conf: SparkConf) {
   /** How long a task waits for its ranks to start and meet; covers a nursery that is still importing torch. */
   def startTimeoutMillis: Long = conf.getTimeAsMs("spark.sparkgap.start.timeout", "120s")
 
-  def maxResultBytes: Long = conf.getSizeAsBytes("spark.sparkgap.result.maxBytes", "512m")
-  def maxEventBytes: Long = conf.getSizeAsBytes("spark.sparkgap.events.maxBytes", "64m")
+  def maxResultBytes: Long = conf.getSizeAsBytes("spark.sparkgap.result.maxBytes", "256m")
+  def maxEventBytes: Long = conf.getSizeAsBytes("spark.sparkgap.events.maxBytes", "16m")
   def maxPlanBytes: Long = conf.getSizeAsBytes("spark.sparkgap.plan.maxBytes", "120m")
+
+  /** Ended runs are forgotten, the oldest first, beyond this number or this many bytes of events and values together. */
   def keptRuns: Int = conf.getInt("spark.sparkgap.runs.kept", 100)
+  def keptBytes: Long = conf.getSizeAsBytes("spark.sparkgap.runs.keptBytes", "512m")
 
   /** An idle model host ends after this time. */
   def hostIdleSeconds: Long = conf.getTimeAsSeconds("spark.sparkgap.host.idleTimeout", "30min")

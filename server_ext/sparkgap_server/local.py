@@ -111,8 +111,12 @@ class LocalServer:
         return self
 
     def stop(self) -> None:
-        """End the server and everything that it started; does nothing when it does not run."""
+        """End the server and everything that it started; does nothing when it does not run.
+
+        This process's session on it is stopped first: at exit, pyspark would look for its server for minutes.
+        """
         if self._process is not None:
+            self._stop_session()
             self._process.terminate()
             try:
                 self._process.wait(timeout=20)
@@ -153,6 +157,8 @@ class LocalServer:
             "spark.sql.warehouse.dir": str(folder / "warehouse"),
             "spark.local.dir": str(folder / "local"),
             "spark.ui.enabled": "false",
+            # Spark makes up the secret where all is one process; other users of this machine cannot talk to the driver's own ports then.
+            **({"spark.authenticate": "true"} if self._master.startswith("local") else {}),
             **self._conf,
         }
         options = [f"--conf={key}={value}" for key, value in conf.items()]
@@ -199,6 +205,15 @@ class LocalServer:
                 )
             time.sleep(0.02)
         return int(ready.read_text())
+
+    def _stop_session(self) -> None:
+        if "pyspark.sql.connect.session" not in sys.modules or self._process is None or self._process.poll() is not None:
+            return
+        from pyspark.sql.connect.session import SparkSession
+
+        session = SparkSession.getActiveSession() or SparkSession._get_default_session()
+        if session is not None and session.client._builder.endpoint == f"localhost:{self._port}":
+            session.stop()
 
     def _log_end(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])

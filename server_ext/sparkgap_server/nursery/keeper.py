@@ -63,6 +63,8 @@ class _Keeper:
         self._kill_at: float | None = None
         self._status: int | None = None
         self._task_gone = False
+        self._delivered = False
+        self._overstayed = False
 
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         out, err = os.pipe(), os.pipe()
@@ -99,12 +101,16 @@ class _Keeper:
                 if mask & selectors.EVENT_READ:
                     key.data()
             if self._kill_at is not None and time.monotonic() >= self._kill_at:
+                self._overstayed = self._delivered and not self._task_gone
                 self._signal(signal.SIGKILL)
         if processes.has_children():
             processes.kill_descendants()
         for descriptor in list(self._collectors):
             self._drain(descriptor)
         self._drain_channel()
+        if self._overstayed:
+            self._tell(run_pb2.LogLines.STDERR, [f"did not end within {_LEAVE_SECONDS:g} s after it had returned, and was killed"])
+            self._status = 0
         exit_ = pb.RankExit(status=self._status, pid=self._pid, last_lines=self._last_lines)
         self._queue(wire.encode(pb.EXIT, exit_))
         self._connection.settimeout(_PLAN_SECONDS)
@@ -188,7 +194,11 @@ class _Keeper:
             self._channel.close()
             self._kill_at = self._kill_at or time.monotonic() + _LEAVE_SECONDS
             return
+        self._relay(data)
+
+    def _relay(self, data: bytes) -> None:
         for frame in self._from_rank.feed(data):
+            self._delivered = self._delivered or frame.kind == pb.RESULT
             self._queue(wire.encode(frame.kind, frame.body))
 
     def _rank_printed(self, descriptor: int) -> None:
@@ -210,13 +220,16 @@ class _Keeper:
         if self._full():
             collector.dropped += len(lines)
             return
+        self._tell(collector.stream, lines, collector.dropped)
+        collector.dropped = 0
+
+    def _tell(self, stream: run_pb2.LogLines.Stream, lines: list[str], dropped: int = 0) -> None:
         event = run_pb2.RunEvent(
             attempt=self._placement.attempt,
             rank=self._placement.rank,
             time=time.time_ns() // 1000,
-            log=run_pb2.LogLines(stream=collector.stream, lines=lines, dropped=collector.dropped),
+            log=run_pb2.LogLines(stream=stream, lines=lines, dropped=dropped),
         )
-        collector.dropped = 0
         self._queue(wire.encode(pb.EVENT, event))
 
     def _rank_ended(self) -> None:
@@ -243,8 +256,7 @@ class _Keeper:
                 return
             if not data:
                 return
-            for frame in self._from_rank.feed(data):
-                self._queue(wire.encode(frame.kind, frame.body))
+            self._relay(data)
 
     def _signal(self, number: signal.Signals) -> None:
         try:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
 from sparkgap_protos.v1 import node_pb2 as pb
 
 from sparkgap_server import processes, wire
@@ -158,7 +159,7 @@ class Nursery:
             if len(peeked) < 5 + length:
                 return
             opened = pb.Open.FromString(connection.recv(5 + length)[5:])
-        except (OSError, ValueError, wire.BrokenFrame) as problem:
+        except (OSError, DecodeError, wire.BrokenFrame) as problem:
             _say(f"a connection was refused: {problem}")
             self._forget(connection).close()
             return

@@ -22,6 +22,7 @@ from sparkgap_protos.v1 import plan_pb2
 
 from sparkgap_server import wire
 from sparkgap_server.predict.memory import SharedMemory
+from sparkgap_server.predict.witness import FileWitness
 
 _TICK_SECONDS = 1.0
 
@@ -86,6 +87,7 @@ class _Host:
         self._loading = threading.Lock()
         self._predicting = threading.Lock()
         self._model: _Model | None = None
+        self._witness = FileWitness()
         self._threads: set[threading.Thread] = set()
         self._last_used = time.monotonic()
 
@@ -101,8 +103,9 @@ class _Host:
         thread.start()
 
     def finish(self) -> None:
+        """Wait for the tasks that are still connected: one may have loaded the model although another could not."""
         for thread in self._threads:
-            thread.join(timeout=10)
+            thread.join()
 
     def _serve(self, connection: socket.socket) -> None:
         with connection:
@@ -142,9 +145,11 @@ class _Host:
         """The task's own layout and return type, and the model, which is loaded by whoever comes first."""
         plan = _receive_plan(connection)
         with self._loading:
-            if self._model is None:
+            # Tasks that already have a model keep it to their end: a query sees one version of the weights in each partition.
+            if self._model is None or self._witness.changed():
                 wire.send(connection, pb.PLAN_WANTED)
-                self._model = _load(_receive_plan(connection))
+                with self._witness.watch():
+                    self._model = _load(_receive_plan(connection))
         return _task(plan), self._model
 
     def _answer(self, memory: SharedMemory, length: int, task: _Task, model: _Model) -> tuple[int, Any]:

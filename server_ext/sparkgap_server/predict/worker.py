@@ -104,16 +104,17 @@ class _Host:
         outline.ClearField("make_predict_fn")
         try:
             wire.send(self._connection, pb.PREDICT_PLAN, outline)
-            while (frame := wire.receive(self._connection)) is not None:
-                if frame.kind == pb.PLAN_WANTED:
-                    wire.send(self._connection, pb.PREDICT_PLAN, self._plan)
-                elif frame.kind == pb.MODEL_READY:
-                    return pb.ModelReady.FromString(frame.body)
-                else:
-                    _raise(frame, self._plan.name)
-        except OSError:
+            frame = wire.receive(self._connection)
+            if frame is not None and frame.kind == pb.PLAN_WANTED:
+                wire.send(self._connection, pb.PREDICT_PLAN, self._plan)
+                frame = wire.receive(self._connection)
+        except (OSError, wire.BrokenFrame):
             return None
-        return None
+        if frame is None:
+            return None
+        if frame.kind != pb.MODEL_READY:
+            _raise(frame, self._plan.name)
+        return pb.ModelReady.FromString(frame.body)
 
     def _expect(self, kind: int) -> bytes:
         try:

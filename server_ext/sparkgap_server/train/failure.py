@@ -13,6 +13,7 @@ from sparkgap_protos.v1 import node_pb2 as pb
 from sparkgap_protos.v1 import run_pb2
 
 _MAX_TEXT = 64 << 10
+_MAX_PICKLE = 1 << 20  # a larger exception, one that carries a batch for example, arrives as its text
 
 # What collectives say when another rank has gone; raised by the autograd engine too, so the place in the code does not tell.
 _PEER_LOST = (
@@ -35,7 +36,7 @@ class Unopenable(Exception):
 
 def describe(error: BaseException, placement: pb.RankPlacement) -> run_pb2.RankFailure:
     """The failure as a message; the traceback begins where user code begins."""
-    message = str(error)
+    message = _text(error)
     if isinstance(error, Unopenable):
         error = error.reason
         message = _unopenable(error)
@@ -53,10 +54,19 @@ def describe(error: BaseException, placement: pb.RankPlacement) -> run_pb2.RankF
         failure.exit_code = error.code if isinstance(error.code, int) else 1
         failure.message = f"exit status {failure.exit_code}" if isinstance(error.code, int) else message
     try:
-        failure.pickled.CopyFrom(codec.pack(error, "the exception"))
+        pickled = codec.pack(error, "the exception")
     except codec.NotPicklable:
         return failure
+    if len(pickled.data) <= _MAX_PICKLE:
+        failure.pickled.CopyFrom(pickled)
     return failure
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as reason:
+        return f"<its text cannot be had: {type(reason).__name__}>"
 
 
 def _unopenable(error: BaseException) -> str:
@@ -86,5 +96,5 @@ def _in_collective(error: BaseException) -> bool:
         last, trace = trace, trace.tb_next
     inside = last is not None and "torch/distributed/" in last.tb_frame.f_code.co_filename
     return (inside and not isinstance(error, (ValueError, TypeError))) or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in _PEER_LOST)
+        isinstance(error, RuntimeError) and any(text in _text(error) for text in _PEER_LOST)
     )

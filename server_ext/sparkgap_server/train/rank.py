@@ -113,13 +113,20 @@ def _deliver(value: Any, placement: pb.RankPlacement, channel: socket.socket) ->
 
 def _fail(task: RankTask, channel: socket.socket, error: BaseException) -> int:
     failure = describe(error, task.placement)
-    sys.stderr.write(failure.traceback)
-    sys.stderr.flush()
+    _print(failure.traceback)
     try:
         wire.send(channel, pb.FAILURE, failure)
     except OSError:
         return 1  # the keeper is gone, and with it everybody who would want to know
     return failure.exit_code or 1
+
+
+def _print(text: str) -> None:
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except Exception:
+        return  # user code has closed or replaced the stream; the failure itself goes another way
 
 
 def _sink(placement: pb.RankPlacement, channel: socket.socket) -> Callable[[reporting.Report], None]:
