@@ -105,13 +105,25 @@ object Nursery extends Logging {
   private def listen(started: Process): Unit = {
     val thread = new Thread(() => {
       val lines = new BufferedReader(new InputStreamReader(started.getInputStream, UTF_8))
-      Iterator.continually(lines.readLine()).takeWhile(_ != null).foreach(line => report(NodeUp(context.executorID(), line)))
-      val status = started.waitFor()
-      if (!synchronized(stopped)) report(NodeDown(context.executorID(), s"the nursery process (${new Settings(SparkEnv.get.conf).python} -m " +
-        s"sparkgap_server.nursery) ended with status $status; its errors are in this executor's stderr"))
+      var spoke = false
+      Iterator.continually(lines.readLine()).takeWhile(_ != null).foreach { line => spoke = true; report(NodeUp(context.executorID(), line)) }
+      ended(started, spoke, started.waitFor())
     }, "sparkgap-nursery")
     thread.setDaemon(true)
     thread.start()
+  }
+
+  /** One that has spoken was killed from outside and is started again at once; one that never spoke cannot work here, so the driver has to know. */
+  private def ended(dead: Process, spoke: Boolean, status: Int): Unit = synchronized {
+    if (!stopped && (process eq dead)) {
+      val what = s"the nursery process (${new Settings(SparkEnv.get.conf).python} -m sparkgap_server.nursery) ended with status $status"
+      if (!spoke) report(NodeDown(context.executorID(), s"$what; its errors are in this executor's stderr"))
+      else {
+        logWarning(s"$what: starting it again")
+        try launch()
+        catch { case NonFatal(failure) => report(NodeDown(context.executorID(), failure.toString)) }
+      }
+    }
   }
 
   private def report(message: Rpc): Unit =

@@ -2,6 +2,7 @@
 // executors' half keeps a nursery.
 package org.apache.spark.sql.connect.sparkgap
 
+import java.io.File
 import java.nio.charset.StandardCharsets.UTF_8
 import java.nio.file.{Files, Path, StandardCopyOption}
 import java.util
@@ -11,6 +12,7 @@ import org.apache.spark.SparkContext
 import org.apache.spark.api.plugin.{DriverPlugin, ExecutorPlugin, PluginContext, SparkPlugin}
 import org.apache.spark.internal.Logging
 import org.apache.spark.sql.connect.service.SparkConnectService
+import org.apache.spark.util.ShutdownHookManager
 
 class SparkgapPlugin extends SparkPlugin {
   override def driverPlugin(): DriverPlugin = new SparkgapDriver
@@ -22,11 +24,12 @@ class SparkgapDriver extends DriverPlugin with Logging {
     val settings = new Settings(sc.conf)
     Runs.start(sc, settings)
     settings.readyFile.foreach(file => background("sparkgap-ready")(announce(Path.of(file))))
-    if (settings.endsWithStandardInput) background("sparkgap-standard-input") {
+    settings.launcherFolder.foreach(folder => background("sparkgap-standard-input") {
       while (System.in.read() >= 0) {}
       logInfo("standard input has ended: stopping the server")
+      ShutdownHookManager.registerShutdownDeleteDir(new File(folder))
       System.exit(0)
-    }
+    })
     Collections.emptyMap()
   }
 

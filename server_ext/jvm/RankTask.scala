@@ -118,7 +118,8 @@ private final class RankTask(gang: Gang, context: BarrierTaskContext) extends Au
     case RankEnded(_, _, _) | ReadyToMeet(_) => // of no consequence here: only the last ranks' ends are waited for
     case RankLost(rank) =>
       context.killTaskIfInterrupted()
-      fail(failureOf(rank, "the nursery of its executor died"))
+      fail(failureOf(rank, "the process that watched over it died: the nursery of its executor or the rank's keeper was killed from outside, " +
+        "as the kernel does when memory runs out"))
   }
 
   private def endedEarly(rank: Int, exit: DynamicMessage): DynamicMessage = {

@@ -13,8 +13,8 @@ final class Settings(conf: SparkConf) {
   /** Written with the port once the Connect server accepts connections; for launchers that asked for port 0. */
   def readyFile: Option[String] = conf.getOption("spark.sparkgap.readyFile")
 
-  /** The server ends when its standard input does: set by launchers that hold the other end. */
-  def endsWithStandardInput: Boolean = conf.getBoolean("spark.sparkgap.endsWithStandardInput", defaultValue = false)
+  /** A launcher's folder. The launcher holds the other end of standard input; when that ends, so does the server, and removes the folder in its stead. */
+  def launcherFolder: Option[String] = conf.getOption("spark.sparkgap.launcherFolder")
 
   /** How long a submit waits for executors that are still registering. */
   def slotsTimeoutMillis: Long = conf.getTimeAsMs("spark.sparkgap.slots.timeout", "5s")

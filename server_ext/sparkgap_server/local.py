@@ -150,7 +150,7 @@ class LocalServer:
             **SETTINGS,
             "spark.jars": str(shim_jar()),
             "spark.sparkgap.readyFile": str(folder / "port"),
-            "spark.sparkgap.endsWithStandardInput": "true",
+            "spark.sparkgap.launcherFolder": str(folder),
             "spark.connect.grpc.binding.address": "127.0.0.1",
             "spark.driver.host": "127.0.0.1",
             "spark.driver.bindAddress": "127.0.0.1",

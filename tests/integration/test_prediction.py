@@ -390,6 +390,23 @@ class TestOneModel:
         assert hosts[0] == hosts[1]
         assert journal.numbers("load") == [hosts[0]]
 
+    def test_sessions_that_brought_modules_of_their_own_share_nothing(self, sparkgap_server, tmp_path, journal):
+        def make():
+            import brought_along
+
+            journal.note("load", os.getpid())
+            return lambda x: x * brought_along.FACTOR
+
+        predicted = []
+        for factor in (2.0, 3.0):
+            module = tmp_path / str(factor) / "brought_along.py"
+            module.parent.mkdir()
+            module.write_text(f"FACTOR = {factor}\n")
+            with another_session(sparkgap_server.url) as session:
+                session.addArtifacts(str(module), pyfile=True)
+                predicted.append(column(session.range(1, 3, 1, 1).select(predicting(make)("id"))))
+        assert predicted == [[2.0, 4.0], [3.0, 6.0]]
+
     def test_a_function_with_another_content_is_another_model(self, spark, journal):
         def model(weight):
             def make():
@@ -409,9 +426,10 @@ class TestOneModel:
         assert mine.isdisjoint(theirs)
         assert sorted(journal.numbers("load")) == sorted(mine | theirs)
 
-    @pytest.mark.parametrize("frame", ["spark.range(0)", "spark.range(0, 40, 1, 4).where('id < 0')"])
-    def test_without_rows_nothing_is_loaded(self, spark, journal, frame):
-        rows = eval(frame, {"spark": spark}).select(predicting(process_id_model(journal), "bigint")("id")).collect()
+    @pytest.mark.parametrize("partitions", [0, 4])
+    def test_without_rows_nothing_is_loaded(self, spark, journal, partitions):
+        empty = spark.range(0, 40, 1, partitions).where("id < 0") if partitions else spark.range(0)
+        rows = empty.select(predicting(process_id_model(journal), "bigint")("id")).collect()
         assert (rows, journal.numbers("load")) == ([], [])
 
     def test_empty_partitions_beside_others_do_no_harm(self, spark, journal):
@@ -524,7 +542,7 @@ class TestInQueries:
         assert {row.p: row["count"] for row in groups} == {1.0: 3, 2.0: 3}
         assert column(spark.range(0, 6, 1, 2).orderBy(counted("id").desc())) == [5, 4, 3, 2, 1, 0]
 
-    def test_an_aggregate_straight_over_a_prediction_is_refused_by_spark_with_the_column_named(self, spark, counted):
+    def test_an_aggregate_straight_over_a_prediction_is_refused_by_spark(self, spark, counted):
         with pytest.raises(AnalysisException, match="AGGREGATE_FUNCTION_WITH_NONDETERMINISTIC_EXPRESSION"):
             spark.range(3).agg(F.sum(counted("id"))).collect()
 
@@ -625,7 +643,17 @@ class TestHosts:
         assert len(set(journal.numbers("load"))) == 3
 
     def test_a_limit_leaves_no_connection_behind(self, spark, journal, eventually):
-        udf = predicting(process_id_model(journal), "bigint", batch_size=10)
+        def make_watchful():
+            journal.note("load", os.getpid())
+
+            def predict(x):
+                journal.note("batch", len(x))
+                journal.note("connections", memory_files(os.getpid()))
+                return np.full(len(x), os.getpid())
+
+            return predict
+
+        udf = predicting(make_watchful, "bigint", batch_size=10)
         [host] = hosts_of(spark.range(4).select(udf("id")))
         eventually(lambda: memory_files(host) == 0, 30, "the first query's connections are closed")
         idle = threads(host)
@@ -635,6 +663,7 @@ class TestHosts:
         eventually(lambda: memory_files(host) == 0, 30, "the connections of the cut-off tasks are closed")
         eventually(lambda: threads(host) <= idle, 30, "the threads of the cut-off tasks have ended")
         assert journal.numbers("load") == [host]
+        assert set(journal.numbers("connections")) <= {1, 2, 3, 4}
 
     def test_a_failed_load_is_tried_again_by_the_next_query(self, spark, tmp_path):
         weights = tmp_path / "weights"

@@ -60,6 +60,13 @@ def is_nursery(process):
         return False
 
 
+def process_with(pid):
+    try:
+        return psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return None
+
+
 def runs(process):
     """A zombie that nobody has waited for yet has ended all the same."""
     try:
@@ -70,11 +77,12 @@ def runs(process):
 
 @pytest.fixture
 def gone(eventually):
-    """`gone(processes)` fails unless all of them have ended within 5 s."""
+    """`gone(processes)` fails unless all of them, processes or ids, have ended within 5 s."""
 
     def check(processes):
         assert processes
-        eventually(lambda: not [each for each in processes if runs(each)], GONE_SECONDS, f"{processes} are gone")
+        known = [each if isinstance(each, psutil.Process) else process_with(each) for each in processes]
+        eventually(lambda: not [each for each in known if each and runs(each)], GONE_SECONDS, f"{processes} are gone")
 
     return check
 
@@ -136,7 +144,7 @@ def hang_in_a_collective():
 def have_children():
     subprocess.Popen(["sleep", "1000"])
     subprocess.Popen(["sleep", "1000"], start_new_session=True)
-    orphan = "import subprocess; print(subprocess.Popen(['setsid', 'sleep', '1000']).pid)"
+    orphan = "import subprocess; print(subprocess.Popen(['setsid', 'sleep', '1000'], stdout=subprocess.DEVNULL).pid)"
     grandchild = subprocess.run([sys.executable, "-c", orphan], capture_output=True, text=True, check=True).stdout
     print("pid", os.getpid(), flush=True)
     print("pid", int(grandchild), flush=True)
@@ -194,6 +202,27 @@ def test_a_cause_that_cannot_be_pickled_comes_as_its_text(cpu):
     with pytest.raises(TrainingError, match="holds a lock") as caught:
         cpu(1).run(main)
     assert "Holder: holds a lock" in str(caught.value.__cause__)
+
+
+def test_a_large_exception_comes_as_its_text(cpu):
+    def main():
+        raise ValueError("x" * 100_000_000)
+
+    with pytest.raises(TrainingError, match=r"ValueError: xxx") as caught:
+        cpu(1).run(main)
+    assert len(str(caught.value)) < 100_000
+
+
+def test_an_exception_whose_text_cannot_be_had_is_told_all_the_same(cpu):
+    def main():
+        class Mute(Exception):
+            def __str__(self):
+                raise RuntimeError("no words")
+
+        raise Mute()
+
+    with pytest.raises(TrainingError, match="Mute: <its text cannot be had: RuntimeError>"):
+        cpu(1).run(main)
 
 
 @pytest.mark.parametrize("attempt", range(4))
@@ -367,15 +396,7 @@ def test_after_success_no_child_process_of_the_rank_is_left(cpu, gone):
     def main():
         return os.getpid(), subprocess.Popen(["sleep", "1000"], start_new_session=True).pid
 
-    pids = cpu(1).run(main)
-    gone([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)] or [psutil.Process(0)][:0] or [_Ended()])
-
-
-class _Ended:
-    """Stands for processes that had gone before the test could look."""
-
-    def is_running(self):
-        return False
+    gone(cpu(1).run(main))
 
 
 def test_cancelling_twice_and_after_the_end_changes_nothing(cpu):
@@ -493,7 +514,7 @@ def test_a_killed_nursery_is_a_clear_error_and_the_next_run_works(cpu, gone, spa
     processes += nursery.children(recursive=True)
     nursery.kill()
     gone([nursery, *processes])
-    with pytest.raises(TrainingError, match="the nursery of its executor died"):
+    with pytest.raises(TrainingError, match="the process that watched over it died: the nursery of its executor"):
         run.result(timeout=10)
     assert cpu(2).run(lambda: "born again") == "born again"
 
@@ -508,7 +529,7 @@ def test_a_killed_nursery_ends_ranks_that_ignore_sigterm_and_their_children(cpu,
     processes = processes_of(run, 2)
     nursery.kill()
     gone([nursery, *processes])
-    assert isinstance(run.exception(timeout=10), TrainingError)
+    assert "the process that watched over it died" in str(run.exception(timeout=10))
     assert cpu(1).run(lambda: "born again") == "born again"
 
 
@@ -517,7 +538,7 @@ def test_a_killed_keeper_is_a_clear_error_and_the_next_run_works(cpu, gone):
     processes = processes_of(run, 6)
     ranks = [each for each in processes if "sparkgap_server.nursery" in each.cmdline()]
     ranks[0].parent().kill()
-    with pytest.raises(TrainingError, match="the keeper of the rank died"):
+    with pytest.raises(TrainingError, match="the process that watched over it died: .* the rank's keeper"):
         run.result(timeout=10)
     gone(processes)
     assert cpu(2).run(lambda: "still here") == "still here"

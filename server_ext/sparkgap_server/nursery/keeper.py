@@ -63,6 +63,7 @@ class _Keeper:
         self._kill_at: float | None = None
         self._status: int | None = None
         self._task_gone = False
+        self._nursery_gone = False
         self._delivered = False
         self._overstayed = False
 
@@ -85,7 +86,7 @@ class _Keeper:
         self._watch(connection, self._task_spoke)
         self._watch(self._channel, self._rank_spoke)
         self._watch(self._pidfd, self._rank_ended)
-        self._watch(lifeline, lambda: self._terminate(lifeline))
+        self._watch(lifeline, lambda: self._nursery_ended(lifeline))
         for descriptor in self._collectors:
             os.set_blocking(descriptor, False)
             self._watch(descriptor, lambda descriptor=descriptor: self._rank_printed(descriptor))  # type: ignore[misc]
@@ -111,8 +112,9 @@ class _Keeper:
         if self._overstayed:
             self._tell(run_pb2.LogLines.STDERR, [f"did not end within {_LEAVE_SECONDS:g} s after it had returned, and was killed"])
             self._status = 0
-        exit_ = pb.RankExit(status=self._status, pid=self._pid, last_lines=self._last_lines)
-        self._queue(wire.encode(pb.EXIT, exit_))
+        if not self._nursery_gone:  # without this frame the task knows that the rank did not end by itself
+            exit_ = pb.RankExit(status=self._status, pid=self._pid, last_lines=self._last_lines)
+            self._queue(wire.encode(pb.EXIT, exit_))
         self._connection.settimeout(_PLAN_SECONDS)
         while self._outgoing and not self._task_gone:
             self._flush()
@@ -135,6 +137,10 @@ class _Keeper:
                 self._channel.sendall(wire.encode(frame.kind, frame.body))
             except OSError:
                 return  # the rank has ended, which its pidfd will say
+
+    def _nursery_ended(self, lifeline: int) -> None:
+        self._nursery_gone = True
+        self._terminate(lifeline)
 
     def _terminate(self, source: int | socket.socket) -> None:
         self._selector.unregister(source)

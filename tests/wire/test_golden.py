@@ -1,0 +1,191 @@
+"""Bytes of every message as released: today's code has to write exactly these and to read them as the same values.
+
+The files in ``golden/`` never change once a version of the messages is released. ``python tests/wire/test_golden.py`` writes those that are
+missing, for new messages.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from google.protobuf.message import Message
+from sparkgap_protos import PROTOCOL
+from sparkgap_protos.v1 import node_pb2, plan_pb2, run_pb2
+
+GOLDEN = Path(__file__).parent / "golden" / "v1"
+CLIENT = "sparkgap 0.1.0, Python 3.11.7"
+
+
+def payload() -> plan_pb2.Payload:
+    return plan_pb2.Payload(python="3.11", cloudpickle="3.1.2", data=b"\x80\x05K\x07.")
+
+
+def train_plan(**body: Message) -> plan_pb2.TrainPlan:
+    return plan_pb2.TrainPlan(run_id="run-1", name="main_fn", num_processes=2, local_mode=True, use_gpu=True, **body)
+
+
+def script() -> plan_pb2.Script:
+    return plan_pb2.Script(name="train.py", source=b"print('hello')\n", arguments=["--epochs", "3", ""])
+
+
+def follow() -> plan_pb2.FollowRun:
+    return plan_pb2.FollowRun(run_id="run-1", from_sequence=2**40, no_wait=True, with_result=True)
+
+
+def command(**kind: Message) -> plan_pb2.Command:
+    return plan_pb2.Command(protocol=1, client=CLIENT, **kind)
+
+
+def query(**kind: Message) -> plan_pb2.Query:
+    return plan_pb2.Query(protocol=1, client=CLIENT, **kind)
+
+
+def predict_plan() -> plan_pb2.PredictPlan:
+    plan = plan_pb2.PredictPlan(
+        protocol=1, client=CLIENT, name="make_digits", return_type="label int, scores array<float>", batch_size=512,
+        input_shapes=plan_pb2.InputShapes(
+            shapes=[plan_pb2.InputShape(index=0, given=True, dimensions=[1, 28, 28]), plan_pb2.InputShape(index=1)]
+        ),
+        make_predict_fn=payload(), digest="0f" * 32, deterministic=True, argument_names=["image", "weight"],
+    )  # fmt: skip
+    for value in (b"\x1a\x07\x0a\x05image", b"\x1a\x08\x0a\x06weight"):
+        plan.arguments.add(type_url="type.googleapis.com/spark.connect.Expression", value=value)
+    return plan
+
+
+def failure() -> run_pb2.RankFailure:
+    return run_pb2.RankFailure(
+        rank=1, host="node-7", pid=4711, time=1_700_000_000_123_456, exception="ValueError", message="no é weights",
+        traceback="Traceback (most recent call last):\n  ...\n", pickled=payload(), exit_code=-1, signal=9, in_collective=True,
+        last_lines=["epoch 1", ""],
+    )  # fmt: skip
+
+
+def status() -> run_pb2.RunStatus:
+    return run_pb2.RunStatus(
+        run_id="run-1", name="main_fn", state=run_pb2.FAILED, num_processes=2, attempt=1, submitted_at=1_700_000_000_000_000,
+        started_at=1_700_000_000_000_001, ended_at=1_700_000_000_000_002, reason="rank 1 failed", failures=[failure()],
+        next_sequence=77, result_bytes=5, complete=True,
+    )  # fmt: skip
+
+
+def event(**kind: Message) -> run_pb2.RunEvent:
+    return run_pb2.RunEvent(attempt=1, rank=1, time=1_700_000_000_123_456, **kind)
+
+
+def log_lines() -> run_pb2.LogLines:
+    return run_pb2.LogLines(stream=run_pb2.LogLines.STDERR, lines=["epoch 1 …", ""], dropped=3)
+
+
+MESSAGES: dict[str, Message] = {
+    # plan.proto: what a client sends
+    "command_submit_function": command(submit=plan_pb2.SubmitRun(plan=train_plan(function=payload()), follow=follow())),
+    "command_submit_script": command(submit=plan_pb2.SubmitRun(plan=train_plan(script=script()))),
+    "command_follow": command(follow=follow()),
+    "command_cancel": command(cancel=plan_pb2.CancelRun(run_id="run-1", reason="interrupted at the client (Ctrl-C)")),
+    "query_run": query(run=plan_pb2.RunQuery(run_id="run-1")),
+    "query_hello": query(hello=plan_pb2.HelloQuery()),
+    "predict_plan": predict_plan(),
+    "input_shapes_sparse": plan_pb2.InputShapes(
+        sparse=True, shapes=[plan_pb2.InputShape(index=3, given=True, dimensions=[2**31 - 1])]
+    ),
+    # run.proto: what the server answers
+    "reply_refusal": run_pb2.Reply(
+        refusal=run_pb2.Refusal(reason=run_pb2.Refusal.RESOURCES, message="3 slots are needed, 2 are there")
+    ),
+    "reply_status": run_pb2.Reply(status=status()),
+    "reply_events": run_pb2.Reply(
+        events=run_pb2.RunEvents(first_sequence=12, events=[event(log=log_lines()), event(failure=failure())], dropped=2)
+    ),
+    "reply_result": run_pb2.Reply(result=run_pb2.ResultChunk(data=bytes(range(256)))),
+    "reply_hello": run_pb2.Reply(hello=run_pb2.Hello(protocol=1, spark="4.2.1")),
+    "event_started": event(started=run_pb2.RankStarted(host="node-7", pid=4711)),
+    "event_log": event(log=log_lines()),
+    "event_metrics": event(metrics=run_pb2.Metrics(step=10, total=100, values={"loss": 0.25, "accuracy": 1.0, "nan": 0.0})),
+    "event_failure": event(failure=failure()),
+    # node.proto: what the processes of one node say to each other
+    "open_rank": node_pb2.Open(rank=node_pb2.OpenRank(run_id="run-1", rank=1)),
+    "open_model": node_pb2.Open(
+        model=node_pb2.OpenModel(key="0f" * 32, name="make_digits", python_path=["/artifacts/a", "/artifacts/b.zip"])
+    ),
+    "rank_placement": node_pb2.RankPlacement(
+        run_id="run-1", attempt=1, rank=3, local_rank=1, world_size=4, local_world_size=2, node_rank=1, num_nodes=2, host="10.0.0.7",
+        gpus=["0", "1"], cpus=8, max_result_bytes=512 << 20,
+    ),
+    "meeting_point": node_pb2.MeetingPoint(host="10.0.0.7", port=29500),
+    "rank_exit": node_pb2.RankExit(status=-9, pid=4711, last_lines=["epoch 1", ""]),
+    "batch": node_pb2.Batch(length=2**33),
+    "grow": node_pb2.Grow(capacity=2**33),
+    "model_ready": node_pb2.ModelReady(pid=4711, descriptor=12, capacity=1 << 20, load_seconds=1.5),
+    "predicted_batch": node_pb2.PredictedBatch(offset=128, length=4096, model_seconds=0.125),
+    "model_failure": node_pb2.ModelFailure(
+        loading=True, exception="ValueError", message="no weights", traceback="Traceback (most recent call last):\n"
+    ),
+}  # fmt: skip
+
+
+def golden(name: str) -> Path:
+    return GOLDEN / f"{name}.bin"
+
+
+def encoded(message: Message) -> bytes:
+    return message.SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_todays_code_writes_the_released_bytes(name):
+    assert encoded(MESSAGES[name]) == golden(name).read_bytes()
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_todays_code_reads_the_released_bytes_as_the_same_values(name):
+    message = type(MESSAGES[name]).FromString(golden(name).read_bytes())
+    assert message == MESSAGES[name]
+    assert not unknown_fields(message)
+
+
+def unknown_fields(message: Message) -> bool:
+    """Whether anything inside was read without being understood: reading and writing again would hide it."""
+    copy = type(message)()
+    copy.CopyFrom(message)
+    copy.DiscardUnknownFields()
+    return encoded(copy) != encoded(message)
+
+
+def test_every_file_has_its_message():
+    assert {path.stem for path in GOLDEN.iterdir()} == set(MESSAGES)
+
+
+def test_every_field_of_every_message_is_set_in_some_file():
+    """Otherwise a field could change its number, and no file would notice."""
+    seen: set[str] = set()
+    for message in MESSAGES.values():
+        collect_fields(message, seen)
+    declared = {
+        field.full_name
+        for module in (plan_pb2, run_pb2, node_pb2)
+        for message in module.DESCRIPTOR.message_types_by_name.values()
+        for field in message.fields
+    }
+    assert declared - seen == set()
+
+
+def collect_fields(message: Message, seen: set[str]) -> None:
+    for field, value in message.ListFields():
+        seen.add(field.full_name)
+        if field.message_type is None or field.message_type.GetOptions().map_entry:
+            continue
+        for each in [value] if isinstance(value, Message) else value:
+            collect_fields(each, seen)
+
+
+def test_the_golden_version_is_the_one_that_is_spoken():
+    assert GOLDEN.name == f"v{PROTOCOL}"
+
+
+if __name__ == "__main__":
+    for each, content in MESSAGES.items():
+        if not golden(each).exists():
+            golden(each).write_bytes(encoded(content))
+            print("wrote", golden(each))
