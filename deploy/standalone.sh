@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# standalone.sh start|stop|status [--dir DIR] [--python PYTHON] [--workers 2] [--cores 2] [--deadline 120]
+# standalone.sh start|stop|status [--dir DIR] [--python PYTHON] [--workers 2] [--cores 2] [--deadline 120] [--conf KEY=VALUE]...
 #
 # A whole cluster on the loopback address for trials and tests: Spark's standalone master, workers with one executor each, and
 # a Connect server with sparkgap in it, all from the pyspark that PYTHON has (default: the checkout's .venv, else python3).
@@ -182,6 +182,8 @@ spark.master.rest.enabled          false
 spark.authenticate                 true
 spark.authenticate.secret          $(random)
 CONF
+    local setting
+    for setting in "${conf[@]}"; do printf '%s %s\n' "${setting%%=*}" "${setting#*=}"; done
   } >"$dir/conf/spark-defaults.conf"
 }
 
@@ -266,7 +268,7 @@ number() { [[ $2 =~ ^[1-9][0-9]*$ ]] || die "$1 takes a number from 1 up, not '$
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 command=${1:-}
-dir='' workers=2 cores=2 deadline=120 python=$here/../.venv/bin/python
+dir='' workers=2 cores=2 deadline=120 conf=() python=$here/../.venv/bin/python
 [[ -x $python ]] || python=python3
 [[ $command =~ ^(start|stop|status)$ ]] || usage
 shift
@@ -277,6 +279,7 @@ while (($#)); do
     --python) python=$2 ;;
     --workers) workers=$(number "$1" "$2") ;;
     --cores) cores=$(number "$1" "$2") ;;
+    --conf) [[ $2 == spark.*=* ]] || die "--conf takes spark.KEY=VALUE, not '$2'"; conf+=("$2") ;;
     --deadline) deadline=$(number "$1" "$2") ;;
     *) usage ;;
   esac

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 _MISSING = re.compile(r"No handler found for extension|CONNECT_INVALID_PLAN\.(EXTENSION|NO_HANDLER)", re.IGNORECASE)
 
 
+#: Spark Connect takes requests of 128 MiB (spark.connect.grpc.maxInboundMessageSize); the rest is for what stands around a plan.
+_MAX_PLAN_BYTES = 120 << 20
+
+
 def client_name() -> str:
     """Who asks, for the server's log and for errors about versions."""
     from sparkgap import __version__
@@ -77,6 +81,15 @@ def execute(session: SparkSession, **kind: Message) -> Iterator[run_pb2.Reply]:
             _established.add(client)
             if isinstance(response, any_pb2.Any):
                 yield _reply(response)
+
+
+def require_sendable(plan: Message, what: str) -> None:
+    """Refuse what Connect's server would refuse with a gRPC status that names no culprit."""
+    if (size := plan.ByteSize()) > _MAX_PLAN_BYTES:
+        raise PlanError(
+            f"{what} has {size} bytes, a request to a Connect server may have {_MAX_PLAN_BYTES}: write large values to storage "
+            "and carry their path"
+        )
 
 
 def ask(session: SparkSession, **kind: Message) -> run_pb2.Reply:

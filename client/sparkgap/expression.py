@@ -63,6 +63,7 @@ class _Prediction(Expression):  # type: ignore[misc]  # pyspark has no types tha
         for argument in self._arguments:
             plan.arguments.add().Pack(argument.to_plan(session))
             plan.argument_names.append(repr(argument)[:_NAME_CHARACTERS])
+        channel.require_sendable(plan, f"the prediction {self._plan.name}")
         expression = self._create_proto_expression()
         expression.extension.Pack(plan)
         return expression

@@ -49,6 +49,7 @@ class Listener(Protocol):
 
 def submit(session: SparkSession, plan: pb.TrainPlan) -> Run:
     """Send a plan and return its run; the server takes the same plan under the same id as the same run."""
+    channel.require_sendable(plan, f"the plan of {plan.name}")
     for reply in channel.execute(session, submit=pb.SubmitRun(plan=plan)):
         if reply.HasField("status"):
             return Run(session, reply.status)

@@ -35,7 +35,7 @@ object Predict {
     Nodes.unlessOpenable(python, settings.startTimeoutMillis)
     val returns = parseType(plan.string("return_type"))
     val includes = session.artifactManager.getPythonIncludes
-    val resolved = plan.without("arguments").copy("return_type" -> returns.json, "digest" -> modelKey(plan, session, includes))
+    val resolved = plan.without("arguments").copy("return_type" -> returns.json, "digest" -> modelKey(plan, session))
     val function = new SimplePythonFunction(ArraySeq.unsafeWrapArray(command(resolved.toByteArray, returns)), new util.HashMap[String, String](), includes.asJava,
       settings.python, python, new util.ArrayList[Broadcast[PythonBroadcast]](), null)
     PythonUDF(plan.string("name"), function, returns, arguments, PythonEvalType.SQL_SCALAR_ARROW_ITER_UDF, plan.bool("deterministic"))
@@ -45,10 +45,12 @@ object Predict {
     try if (text.startsWith("{") || text.startsWith("\"")) DataType.fromJson(text) else DataType.fromDDL(text)
     catch { case NonFatal(failure) => throw Refused.plan(s"return_type '$text' is no Spark type: ${failure.getMessage}") }
 
-  /** Models belong to a user. A session that brought Python files of its own shares no model with others: the same bytes may import other code there. */
-  private def modelKey(plan: DynamicMessage, session: SessionHolder, includes: Seq[String]): String = {
+  /** Models belong to a user. A session that brought files of its own shares no model with others: the same bytes may import or read others there. */
+  private def modelKey(plan: DynamicMessage, session: SessionHolder): String = {
+    val (spark, artifacts) = (session.session.sparkContext, session.session.sessionUUID)
+    val own = spark.addedFiles.contains(artifacts) || spark.addedArchives.contains(artifacts) // getPythonIncludes lists archives only
     val hash = MessageDigest.getInstance("SHA-256")
-    (Seq(session.userId, plan.string("digest")) ++ Option.when(includes.nonEmpty)(session.sessionId)).foreach { part =>
+    (Seq(session.userId, plan.string("digest")) ++ Option.when(own)(session.sessionId)).foreach { part =>
       hash.update(part.getBytes(UTF_8))
       hash.update(0.toByte)
     }

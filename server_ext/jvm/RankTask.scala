@@ -33,7 +33,10 @@ private final case class RankLost(rank: Int) extends Signal
 
 private final class RankTask(gang: Gang, context: BarrierTaskContext) extends AutoCloseable {
   private val rpc = Nursery.rpc
-  private val host = context.getTaskInfos()(context.partitionId()).address.split(":")(0)
+  private val host = {
+    val address = context.getTaskInfos()(context.partitionId()).address
+    address.take(address.lastIndexOf(':')) // an IPv6 address has colons of its own
+  }
   private val firstRank = context.partitionId() * gang.ranksPerTask
   private val localRanks = math.min(gang.ranksPerTask, gang.worldSize - firstRank)
   private val signals = new LinkedBlockingQueue[Signal]()

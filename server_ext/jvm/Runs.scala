@@ -2,6 +2,7 @@
 // whatever becomes of the client, its operation or its session.
 package org.apache.spark.sql.connect.sparkgap
 
+import java.security.MessageDigest
 import java.util
 import java.util.concurrent.ConcurrentHashMap
 
@@ -39,13 +40,14 @@ object Runs {
   /** The run with this plan's id: a new one, or the one that an earlier request with the same plan has started. */
   def submit(user: String, plan: DynamicMessage): Run = {
     val key = RunKey(user, plan.string("run_id"))
+    val digest = MessageDigest.getInstance("SHA-256").digest(plan.toByteArray).toSeq
     def known: Option[Run] = find(key).map { run =>
-      if (run.plan != plan) throw Refused.plan(s"run id ${key.id} is taken by a run with another plan: choose another id")
+      if (run.planDigest != digest) throw Refused.plan(s"run id ${key.id} is taken by a run with another plan: choose another id")
       run
     }
     known.getOrElse {
       val gang = new Admission(sc, settings).admit(key, plan)
-      val run = new Run(key, plan, settings.maxEventBytes)
+      val run = new Run(key, plan.string("name"), plan.int("num_processes"), digest, settings.maxEventBytes)
       Option(runs.putIfAbsent(key, run)) match {
         case Some(_) => known.get
         case None =>
@@ -87,7 +89,7 @@ object RunState {
 /** Events of a run from a cursor on: the first has sequence number `first`. */
 final case class Page(first: Long, events: Seq[Array[Byte]], dropped: Long)
 
-final class Run(val key: RunKey, val plan: DynamicMessage, maxEventBytes: Long) extends Logging {
+final class Run(val key: RunKey, name: String, worldSize: Int, val planDigest: Seq[Byte], maxEventBytes: Long) extends Logging {
   private val group = s"sparkgap-run-${key.user}-${key.id}"
   private val submittedAt = now()
   private var startedAt = 0L
@@ -141,7 +143,7 @@ final class Run(val key: RunKey, val plan: DynamicMessage, maxEventBytes: Long) 
     }
     try {
       if (!proceed) throw new SparkException("cancelled before it started")
-      sc.setJobGroup(group, s"sparkgap run ${key.id}: ${plan.string("name")}", interruptOnCancel = true)
+      sc.setJobGroup(group, s"sparkgap run ${key.id}: $name", interruptOnCancel = true)
       val chunks = sc.parallelize(0 until gang.tasks, gang.tasks).barrier().mapPartitions(_ => RankTask.run(gang)).collect()
       end(RunState.Succeeded, "", chunks.toSeq)
     } catch {
@@ -198,7 +200,7 @@ final class Run(val key: RunKey, val plan: DynamicMessage, maxEventBytes: Long) 
   def resultChunks: Seq[Array[Byte]] = synchronized(result)
 
   def status(complete: Boolean): DynamicMessage = synchronized {
-    Schema.build("RunStatus")("run_id" -> key.id, "name" -> plan.string("name"), "state" -> state, "num_processes" -> plan.int("num_processes"),
+    Schema.build("RunStatus")("run_id" -> key.id, "name" -> name, "state" -> state, "num_processes" -> worldSize,
       "attempt" -> attempt, "submitted_at" -> submittedAt, "started_at" -> startedAt, "ended_at" -> endedAt, "reason" -> reason, "failures" -> causes,
       "next_sequence" -> next, "result_bytes" -> result.map(_.length.toLong).sum, "complete" -> complete)
   }

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
-from sparkgap import TorchDistributor, predict_batch_udf
+from sparkgap import ResourceError, TorchDistributor, TrainingError, predict_batch_udf
 
 SCRIPT = Path(__file__).parents[2] / "deploy" / "standalone.sh"
 
@@ -25,8 +25,20 @@ pytestmark = pytest.mark.cluster
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("cluster") / "c"
+    """A cluster whose workers say that they have two GPUs each, 40 and 41 on both; a task gets one."""
+    above = tmp_path_factory.mktemp("cluster")
+    folder = above / "c"
+    discovery = above / "gpus.sh"
+    discovery.write_text("""#!/bin/sh\necho '{"name": "gpu", "addresses": ["40", "41"]}'\n""")
+    discovery.chmod(0o755)
     command = [str(SCRIPT), "start", "--dir", str(folder), "--python", sys.executable]
+    for setting in (
+        "spark.worker.resource.gpu.amount=2",
+        f"spark.worker.resource.gpu.discoveryScript={discovery}",
+        "spark.executor.resource.gpu.amount=2",
+        "spark.task.resource.gpu.amount=1",
+    ):
+        command += ["--conf", setting]
     started = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
     assert started.returncode == 0, started.stderr
     yield folder
@@ -108,8 +120,6 @@ def test_predictions_come_from_both_executors(spark: SparkSession) -> None:
 
 
 def test_a_failing_rank_is_named_and_nothing_is_left(cluster: Path, spark: SparkSession) -> None:
-    from sparkgap import TrainingError
-
     def main_fn() -> None:
         import os
 
@@ -127,6 +137,37 @@ def test_a_failing_rank_is_named_and_nothing_is_left(cluster: Path, spark: Spark
     _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=5)
     assert not alive
     assert all(process.is_running() for process in marked_processes(cluster))
+
+
+def visible_gpus() -> Any:
+    import os
+
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, (os.environ["NODE_RANK"], os.environ["CUDA_VISIBLE_DEVICES"], executor_of(os.getpid())))
+    dist.destroy_process_group()
+    return gathered
+
+
+def test_each_rank_sees_the_gpu_of_its_task_and_no_other(spark: SparkSession) -> None:
+    ranks = TorchDistributor(4, local_mode=False, use_gpu=True, spark=spark).run(with_helpers(visible_gpus))
+    assert [node for node, _, _ in ranks] == ["0", "1", "2", "3"]
+    by_executor: dict[int, list[str]] = {}
+    for _, gpus, executor in ranks:
+        by_executor.setdefault(executor, []).append(gpus)
+    assert [sorted(gpus) for gpus in by_executor.values()] == [["40", "41"], ["40", "41"]]
+
+
+def test_without_gpus_asked_for_none_are_seen(spark: SparkSession) -> None:
+    ranks = TorchDistributor(2, local_mode=False, use_gpu=False, spark=spark).run(with_helpers(visible_gpus))
+    assert [gpus for _, gpus, _ in ranks] == ["", ""]
+
+
+def test_local_mode_with_more_ranks_than_a_task_has_gpus_is_refused(spark: SparkSession) -> None:
+    with pytest.raises(ResourceError, match=r"local_mode=True puts all 2 ranks into one task.* gives a task 1 GPUs"):
+        TorchDistributor(2, local_mode=True, use_gpu=True, spark=spark).run(visible_gpus)
 
 
 def with_helpers(function: Any) -> Any:

@@ -145,7 +145,7 @@ def have_children():
     subprocess.Popen(["sleep", "1000"])
     subprocess.Popen(["sleep", "1000"], start_new_session=True)
     orphan = "import subprocess; print(subprocess.Popen(['setsid', 'sleep', '1000'], stdout=subprocess.DEVNULL).pid)"
-    grandchild = subprocess.run([sys.executable, "-c", orphan], capture_output=True, text=True, check=True).stdout
+    grandchild = subprocess.check_output([sys.executable, "-c", orphan], timeout=30)
     print("pid", os.getpid(), flush=True)
     print("pid", int(grandchild), flush=True)
     time.sleep(1000)
@@ -544,6 +544,7 @@ def test_a_killed_keeper_is_a_clear_error_and_the_next_run_works(cpu, gone):
     assert cpu(2).run(lambda: "still here") == "still here"
 
 
+@pytest.mark.timeout(180)  # starts a server
 @pytest.mark.parametrize("end", ["stop", "SIGKILL"])
 def test_the_end_of_the_server_is_the_end_of_its_ranks(gone, end):
     with LocalServer("local[2]") as server:

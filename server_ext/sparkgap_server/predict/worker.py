@@ -9,11 +9,13 @@ import builtins
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from google.protobuf.message import Message
 from sparkgap_protos.v1 import node_pb2 as pb
 from sparkgap_protos.v1 import plan_pb2
 
@@ -25,6 +27,7 @@ from sparkgap_server.predict.memory import MappedMemory, stream_size
 POINTER = "sparkgap-nursery"
 
 _OPEN_ATTEMPTS = 3
+_NURSERY_SECONDS = 10.0
 
 
 class NurseryMissing(RuntimeError):
@@ -86,11 +89,10 @@ class _Host:
         batch = pa.RecordBatch.from_arrays(list(columns), names=[str(index) for index in range(len(columns))])
         size = stream_size(batch)
         if size > self._memory.capacity:
-            wire.send(self._connection, pb.GROW, pb.Grow(capacity=size))
-            self._expect(pb.MODEL_READY)
+            self._ask(pb.GROW, pb.Grow(capacity=size), pb.MODEL_READY)
             self._memory.remap(size)
-        wire.send(self._connection, pb.BATCH, pb.Batch(length=self._memory.write(batch, size)))
-        predicted = pb.PredictedBatch.FromString(self._expect(pb.PREDICTED))
+        request = pb.Batch(length=self._memory.write(batch, size))
+        predicted = pb.PredictedBatch.FromString(self._ask(pb.BATCH, request, pb.PREDICTED))
         return self._memory.read(predicted.offset, predicted.length).column(0)
 
     def close(self) -> None:
@@ -116,8 +118,9 @@ class _Host:
             _raise(frame, self._plan.name)
         return pb.ModelReady.FromString(frame.body)
 
-    def _expect(self, kind: int) -> bytes:
+    def _ask(self, kind: int, question: Message, answer: int) -> bytes:
         try:
+            wire.send(self._connection, kind, question)
             frame = wire.receive(self._connection)
         except (OSError, wire.BrokenFrame):
             frame = None
@@ -126,25 +129,31 @@ class _Host:
                 f"the model host of {self._plan.name} died while it predicted. Was it killed for memory? Hosts count against "
                 "spark.executor.memoryOverhead; their errors are in the executor's stderr"
             )
-        if frame.kind != kind:
+        if frame.kind != answer:
             _raise(frame, self._plan.name)
         return frame.body
 
 
 def _connect(plan: plan_pb2.PredictPlan) -> socket.socket:
     pointer = Path(os.environ.get("SPARK_LOCAL_DIRS", "").split(",")[0]) / POINTER
-    try:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.connect(pointer.read_text())
-    except OSError as problem:
-        connection.close()
-        raise NurseryMissing(
-            f"no nursery runs beside this executor ({problem}): spark.plugins on the server must name sparkgap's plugin, and "
-            "the executor's stderr says why a nursery ended"
-        ) from problem
     model = pb.OpenModel(key=plan.digest, name=plan.name, python_path=_session_path())
-    wire.send(connection, pb.OPEN, pb.Open(model=model))
-    return connection
+    deadline = time.monotonic() + _NURSERY_SECONDS
+    while True:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(pointer.read_text())
+            wire.send(connection, pb.OPEN, pb.Open(model=model))
+            return connection
+        except OSError as problem:
+            connection.close()
+            if time.monotonic() > deadline:
+                raise NurseryMissing(
+                    f"no nursery runs beside this executor ({problem}): spark.plugins on the server must name sparkgap's plugin, and "
+                    "the executor's stderr says why a nursery ended"
+                ) from problem
+            time.sleep(
+                0.02
+            )  # one that was killed is started again at once, and its socket appears some milliseconds later
 
 
 def _session_path() -> list[str]:
