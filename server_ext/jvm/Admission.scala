@@ -41,9 +41,8 @@ final class Admission(sc: SparkContext, settings: Settings) {
   private def unlessUnsafe(): Unit = {
     if (Utils.isDynamicAllocationEnabled(sc.conf)) throw Refused.resources("spark.dynamicAllocation.enabled is true on the server, and Spark runs no " +
       "barrier stage with it: set it to false and give the server a fixed number of executors (spark.executor.instances)")
-    val ignored = sc.conf.getBoolean("pytorch.spark.distributor.ignoreSsl", defaultValue = false)
-    if (sc.conf.getBoolean("spark.ssl.enabled", defaultValue = false) && !ignored) throw Refused.resources("spark.ssl.enabled promises encryption, which " +
-      "torch.distributed does not give between ranks: set pytorch.spark.distributor.ignoreSsl to true on the server to train without it")
+    if (sc.conf.getBoolean("spark.ssl.enabled", defaultValue = false) && !settings.ignoreSsl) throw Refused.resources("spark.ssl.enabled promises encryption, which " +
+      "torch.distributed does not give between ranks: set spark.sparkgap.ignoreSsl to true on the server to train without it")
   }
 
   /** Number of barrier tasks and of ranks in each: one task for each GPU share, for each CPU rank, or for the whole gang in local mode. */

@@ -20,15 +20,13 @@ import Schema._
 
 /** `spark.connect.extensions.command.classes` */
 class SparkgapCommands extends CommandPlugin {
-  override def process(bytes: Array[Byte], planner: SparkConnectPlanner): Boolean =
-    Schema.extension(ProtoAny.parseFrom(bytes), "Command") match {
+  override def process(bytes: Array[Byte], planner: SparkConnectPlanner): Boolean = {
+    lazy val replies = new Replies(planner.executeHolderOpt.get)
+    try Schema.extension(ProtoAny.parseFrom(bytes), "Command") match {
       case None => false
-      case Some(command) =>
-        val replies = new Replies(planner.executeHolderOpt.get)
-        try carryOut(command, planner.sessionHolder.userId, replies)
-        catch { case refused: Refused => replies.send(refused.toReply) }
-        true
-    }
+      case Some(command) => carryOut(command, planner.sessionHolder.userId, replies); true
+    } catch { case refused: Refused => replies.send(refused.toReply); true }
+  }
 
   private def carryOut(command: DynamicMessage, user: String, replies: Replies): Unit = {
     Refused.unlessSpoken(command.int("protocol"), command.string("client"))

@@ -32,6 +32,7 @@ object Predict {
     if (plan.int("batch_size") < 1) throw Refused.plan(s"batch_size is ${plan.int("batch_size")}: at least 1 row is needed")
     if (plan.messages("arguments").isEmpty) throw Refused.plan(s"${plan.string("name")} was called without columns")
     val python = plan.message("make_predict_fn").string("python")
+    Runs.unlessPlugged()
     Nodes.unlessOpenable(python, settings.startTimeoutMillis)
     val returns = parseType(plan.string("return_type"))
     val includes = session.artifactManager.getPythonIncludes

@@ -23,6 +23,10 @@ object Runs {
   private var sc: SparkContext = _
   private var settings: Settings = _
 
+  /** The extension classes are loaded by Connect, this by `spark.plugins`: one without the other cannot work. */
+  def unlessPlugged(): Unit = if (sc == null) throw Refused.resources("the server has sparkgap's extensions but not its plugin: add " +
+    s"${classOf[SparkgapPlugin].getName} to spark.plugins and restart it")
+
   def start(context: SparkContext, conf: Settings): Unit = {
     sc = context
     settings = conf
@@ -39,6 +43,7 @@ object Runs {
 
   /** The run with this plan's id: a new one, or the one that an earlier request with the same plan has started. */
   def submit(user: String, plan: DynamicMessage): Run = {
+    unlessPlugged()
     val key = RunKey(user, plan.string("run_id"))
     val digest = MessageDigest.getInstance("SHA-256").digest(plan.toByteArray).toSeq
     def known: Option[Run] = find(key).map { run =>

@@ -33,6 +33,10 @@ final class Settings(conf: SparkConf) {
   /** An idle model host ends after this time. */
   def hostIdleSeconds: Long = conf.getTimeAsSeconds("spark.sparkgap.host.idleTimeout", "30min")
 
+  /** Train where spark.ssl.enabled promises encryption, although the ranks talk in the clear. pyspark's name for it cannot be set on a server, because
+   *  spark-submit drops settings that do not begin with "spark.". */
+  def ignoreSsl: Boolean = conf.getBoolean("spark.sparkgap.ignoreSsl", defaultValue = false)
+
   def taskCpus: Int = conf.getInt("spark.task.cpus", 1)
 
   /** GPUs that one task is assigned, or None where none are configured. */

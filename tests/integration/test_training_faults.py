@@ -1,5 +1,7 @@
-"""What can go wrong while ranks run: crashes, hangs, cancels, vanished clients and dead processes of our own. Every time the error says what happened, and
-nothing is left."""
+"""What can go wrong while ranks run: crashes, hangs, cancels, vanished clients, dead processes of our own, too much output.
+
+Every time the error says what happened, and no process is left.
+"""
 
 from __future__ import annotations
 
@@ -275,7 +277,7 @@ def test_a_failure_ends_the_other_ranks(cpu, gone, tmp_path):
     run = cpu(2).submit(main, door)
     left = processes_of(run, 1)
     door.touch()
-    with pytest.raises(TrainingError, match="rank 1 of 2 .*ValueError: enough"):
+    with pytest.raises(TrainingError, match=r"rank 1 of 2 .*ValueError: enough"):
         run.result(timeout=30)
     gone(left)
 
@@ -538,7 +540,7 @@ def test_a_killed_keeper_is_a_clear_error_and_the_next_run_works(cpu, gone):
     processes = processes_of(run, 6)
     ranks = [each for each in processes if "sparkgap_server.nursery" in each.cmdline()]
     ranks[0].parent().kill()
-    with pytest.raises(TrainingError, match="the process that watched over it died: .* the rank's keeper"):
+    with pytest.raises(TrainingError, match=r"the process that watched over it died: .* the rank's keeper"):
         run.result(timeout=10)
     gone(processes)
     assert cpu(2).run(lambda: "still here") == "still here"

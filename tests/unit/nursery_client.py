@@ -52,9 +52,11 @@ def running_nursery(idle_seconds: float = 60) -> Iterator[NurseryProcess]:
             hello = json.loads(process.stdout.readline())
             until((folder / "nursery").exists, 30)
             nursery = NurseryProcess(process, folder, hello)
-            yield nursery
-            for connection in nursery.connections:
-                connection.close()
+            try:
+                yield nursery
+            finally:
+                for connection in nursery.connections:
+                    connection.close()
         finally:
             process.stdin.close()
             process.wait(20)

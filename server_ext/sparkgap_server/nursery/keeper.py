@@ -110,7 +110,10 @@ class _Keeper:
             self._drain(descriptor)
         self._drain_channel()
         if self._overstayed:
-            self._tell(run_pb2.LogLines.STDERR, [f"did not end within {_LEAVE_SECONDS:g} s after it had returned, and was killed"])
+            self._tell(
+                run_pb2.LogLines.STDERR,
+                [f"did not end within {_LEAVE_SECONDS:g} s after it had returned, and was killed"],
+            )
             self._status = 0
         if not self._nursery_gone:  # without this frame the task knows that the rank did not end by itself
             exit_ = pb.RankExit(status=self._status, pid=self._pid, last_lines=self._last_lines)
