@@ -207,7 +207,11 @@ class LocalServer:
         return int(ready.read_text())
 
     def _stop_session(self) -> None:
-        if "pyspark.sql.connect.session" not in sys.modules or self._process is None or self._process.poll() is not None:
+        if (
+            "pyspark.sql.connect.session" not in sys.modules
+            or self._process is None
+            or self._process.poll() is not None
+        ):
             return
         from pyspark.sql.connect.session import SparkSession
 

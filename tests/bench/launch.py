@@ -111,12 +111,13 @@ def pyspark_distributor() -> Iterator[Launch]:
     script = PYSPARK.format(folder=str(Path(__file__).parent))
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("SPARK_", "PYSPARK_"))}
     environment |= {"JAVA_HOME": str(find_java().resolve().parent.parent), "PYSPARK_PYTHON": sys.executable}
-    errors = tempfile.TemporaryFile("w+")
+    errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed below, after the process that writes it
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", script],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment,
     )  # fmt: skip
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
         await_line(process, "ready", errors)
 
@@ -152,7 +153,14 @@ def torchrun() -> Iterator[Launch]:
             "dist.all_reduce(total)\ndist.destroy_process_group()\n"
             "if os.environ['RANK'] == '0': print('times', first, total.item())\n"
         )
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}", str(script)]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={RANKS}",
+            str(script),
+        ]
 
         def launch() -> tuple[float, float]:
             done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
@@ -165,7 +173,9 @@ def torchrun() -> Iterator[Launch]:
 
 
 def report(rounds: dict[str, list[tuple[float, float]]], json_file: Path | None) -> None:
-    medians = {name: [statistics.median(column) for column in zip(*times, strict=True)] for name, times in rounds.items()}
+    medians = {
+        name: [statistics.median(column) for column in zip(*times, strict=True)] for name, times in rounds.items()
+    }
     base = medians["sparkgap"]
     print(f"\n{RANKS} ranks, gloo all-reduce, median of {len(rounds['sparkgap'])} rounds\n")
     print(f"{'':<26}{'first line':>12}{'ratio':>8}{'value back':>13}{'ratio':>8}")

@@ -99,7 +99,11 @@ def test_two_ranks_meet_from_two_executors(spark: SparkSession) -> None:
 
 def test_local_mode_puts_all_ranks_on_one_node(spark: SparkSession) -> None:
     _, ranks = TorchDistributor(3, local_mode=True, use_gpu=False, spark=spark).run(with_helpers(gathered_ranks))
-    assert [(rank, node, local) for (rank, node, local, _, _), _ in ranks] == [(0, "0", "0"), (1, "0", "1"), (2, "0", "2")]
+    assert [(rank, node, local) for (rank, node, local, _, _), _ in ranks] == [
+        (0, "0", "0"),
+        (1, "0", "1"),
+        (2, "0", "2"),
+    ]
     assert len({executor for _, executor in ranks}) == 1
 
 
@@ -112,7 +116,9 @@ def test_predictions_come_from_both_executors(spark: SparkSession) -> None:
         return lambda x: {"twice": x * 2, "pid": np.full(len(x), os.getpid())}
 
     predict = predict_batch_udf(make_predict_fn, return_type="struct<twice: double, pid: long>", batch_size=7)
-    rows = spark.range(0, 400, 1, 4).select(F.col("id").cast("double").alias("x")).withColumn("p", predict("x")).collect()
+    rows = (
+        spark.range(0, 400, 1, 4).select(F.col("id").cast("double").alias("x")).withColumn("p", predict("x")).collect()
+    )
     assert [row.p.twice for row in rows] == [2.0 * row.x for row in rows]
     hosts = {row.p.pid for row in rows}
     assert len(hosts) == 2, "one model host in each of the two executors"
@@ -146,7 +152,9 @@ def visible_gpus() -> Any:
 
     dist.init_process_group("gloo")
     gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, (os.environ["NODE_RANK"], os.environ["CUDA_VISIBLE_DEVICES"], executor_of(os.getpid())))
+    dist.all_gather_object(
+        gathered, (os.environ["NODE_RANK"], os.environ["CUDA_VISIBLE_DEVICES"], executor_of(os.getpid()))
+    )
     dist.destroy_process_group()
     return gathered
 

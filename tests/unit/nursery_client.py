@@ -48,7 +48,8 @@ def running_nursery(idle_seconds: float = 60) -> Iterator[NurseryProcess]:
         command += ["--cores", "1", "--host-idle-seconds", str(idle_seconds)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         try:
-            assert process.stdout is not None and process.stdin is not None
+            assert process.stdout is not None
+            assert process.stdin is not None
             hello = json.loads(process.stdout.readline())
             until((folder / "nursery").exists, 30)
             nursery = NurseryProcess(process, folder, hello)

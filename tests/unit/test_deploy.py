@@ -28,7 +28,14 @@ EXTENSION = {
     "spark.connect.extensions.expression.classes": f"{PACKAGE}.SparkgapExpressions",
     "spark.connect.extensions.getStatus.classes": f"{PACKAGE}.SparkgapStatus",
 }
-OWN_KEYS = {"spark.sparkgap.python", "spark.sparkgap.readyFile"}
+OPTIONAL_KEYS = {
+    "spark.sparkgap.python",
+    "spark.sparkgap.ignoreSsl",
+    "spark.sparkgap.result.maxBytes",
+    "spark.sparkgap.events.maxBytes",
+    "spark.sparkgap.runs.keptBytes",
+}
+OWN_KEYS = {"spark.sparkgap.readyFile", *OPTIONAL_KEYS}
 TOKEN = "SPARK_CONNECT_AUTHENTICATE_TOKEN"
 
 yaml_rules = YamlLintConfig(
@@ -139,15 +146,13 @@ def test_our_class_names_and_keys_are_spelled_one_way():
     classes, keys = set(), set()
     for path in TEXTS:
         classes |= set(re.findall(rf"{re.escape(PACKAGE)}\.\w+", path.read_text()))
-        keys |= set(re.findall(r"spark\.sparkgap\.\w+", path.read_text()))
+        keys |= set(re.findall(r"spark\.sparkgap\.\w+(?:\.\w+)*", path.read_text()))
     assert classes == set(EXTENSION.values())
     assert keys == OWN_KEYS
 
 
 def test_the_shim_has_the_classes_that_are_named():
     sources = "".join(p.read_text() for p in (ROOT / "server_ext").rglob("*.scala"))
-    if not sources:
-        pytest.skip("no Scala sources in this checkout")
     assert {c.rpartition(".")[2] for c in EXTENSION.values()} <= set(re.findall(r"^class (\w+)", sources, re.M))
 
 
@@ -166,8 +171,13 @@ def test_defaults_offer_gpus_overhead_and_python_commented_out(defaults):
         "spark.executor.resource.gpu.vendor",
         "spark.task.resource.gpu.amount",
         "spark.executor.memoryOverhead",
-        "spark.sparkgap.python",
+        *OPTIONAL_KEYS,
     }
+
+
+def test_the_settings_that_are_named_exist():
+    settings = (ROOT / "server_ext" / "jvm" / "Settings.scala").read_text()
+    assert set(re.findall(r'"(spark\.sparkgap\.[\w.]+)"', settings)) >= OWN_KEYS
 
 
 def test_standalone_takes_the_extension_from_the_defaults_and_does_not_override_it(standalone):

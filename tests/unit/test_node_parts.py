@@ -112,7 +112,9 @@ EVERY_LAYOUT = {
     "numbers": pa.array([1, None, 3], pa.int32()),
     "lists": pa.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], pa.list_(pa.float32())),
     "fixed lists": pa.array([[1, 2], [3, 4], None], pa.list_(pa.int64(), 2)),
-    "structs": pa.array([{"a": 1, "b": "x"}, {"a": None, "b": "y"}, None], pa.struct([("a", pa.int16()), ("b", pa.string())])),
+    "structs": pa.array(
+        [{"a": 1, "b": "x"}, {"a": None, "b": "y"}, None], pa.struct([("a", pa.int16()), ("b", pa.string())])
+    ),
     "strings": pa.array(["a", None, "ccc"]),
     "booleans": pa.array([True, None, False]),
     "nested lists": pa.array([[[1], [2, 3]], [], None], pa.list_(pa.list_(pa.int8()))),
@@ -179,7 +181,9 @@ def replace(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [rewrite, replace, Path.unlink])
-def test_a_file_that_was_read_and_changes_is_noticed(witness: FileWitness, tmp_path: Path, change: Callable[[Path], None]) -> None:
+def test_a_file_that_was_read_and_changes_is_noticed(
+    witness: FileWitness, tmp_path: Path, change: Callable[[Path], None]
+) -> None:
     weights = tmp_path / "weights.bin"
     weights.write_bytes(b"weights")
     with witness.watch():

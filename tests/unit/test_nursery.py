@@ -73,7 +73,8 @@ def test_two_ranks_reduce_over_gloo(nursery: NurseryProcess) -> None:
     first = start_rank(nursery, main_fn, world_size=2, rank=0)
     second = start_rank(nursery, main_fn, world_size=2, rank=1)
     address = wire.receive(first.connection)
-    assert address is not None and address.kind == pb.ADDRESS
+    assert address is not None
+    assert address.kind == pb.ADDRESS
     for rank in (first, second):
         wire.send(rank.connection, pb.MEETING_POINT, address.body)
     assert first.to_end().result() == 3.0
@@ -112,7 +113,11 @@ def test_a_rank_inherits_no_descriptor_but_its_own(nursery: NurseryProcess) -> N
         import os
         import sys
 
-        links = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]
+        links = [
+            os.readlink(f"/proc/self/fd/{fd}")
+            for fd in os.listdir("/proc/self/fd")
+            if os.path.exists(f"/proc/self/fd/{fd}")
+        ]
         print(*sorted(link.partition(":")[0] for link in links), file=sys.stderr)
 
     from sparkgap_protos.v1 import node_pb2 as pb
@@ -167,8 +172,10 @@ def test_a_script_runs_as_main_with_its_arguments(nursery: NurseryProcess) -> No
 
     good, bad = run("0"), run("7")
     assert "__main__ ['0', 'b c'] job.py" in good.lines
-    assert good.returned and good.result() is None
-    assert bad.failure is not None and bad.failure.exit_code == 7
+    assert good.returned
+    assert good.result() is None
+    assert bad.failure is not None
+    assert bad.failure.exit_code == 7
     assert not list(nursery.folder.glob("rank-*")), "the script's folder is still there"
 
 
@@ -225,7 +232,8 @@ def test_a_rank_that_does_not_end_after_its_value_has_succeeded(nursery: Nursery
 
     rank = start_rank(nursery, main_fn).to_end()
     assert rank.result() == "done"
-    assert rank.exit is not None and rank.exit.status == 0
+    assert rank.exit is not None
+    assert rank.exit.status == 0
     assert any("was killed" in line for line in rank.lines)
 
 
@@ -293,7 +301,9 @@ def test_when_the_nursery_is_killed_its_ranks_go() -> None:
         family = [process.pid for process in nursery.descendants()]
         nursery.process.send_signal(signal.SIGKILL)
         until(lambda: all(gone(pid) for pid in family), 10)
-        assert rank.to_end().exit is None, "the rank did not end by itself, so its exit status must not be passed for one"
+        assert rank.to_end().exit is None, (
+            "the rank did not end by itself, so its exit status must not be passed for one"
+        )
 
 
 def test_it_imports_torch_but_starts_no_thread_and_no_cuda(nursery: NurseryProcess) -> None:
@@ -319,5 +329,3 @@ def by_value(function: Any) -> Any:
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     return function
-
-
