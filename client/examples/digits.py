@@ -112,7 +112,6 @@ def train(digits: str, checkpoint: str, epochs: int, batch_size: int = 32, rate:
         os.replace(f"{checkpoint}.part", checkpoint)
     curve = torch.tensor(losses)
     dist.all_reduce(curve)
-    del model, optimizer, loss  # a DistributedDataParallel that outlives its gloo group can hang the process
     dist.destroy_process_group()
     return {"loss": (curve / processes).tolist(), "epochs": epochs, "processes": processes}
 

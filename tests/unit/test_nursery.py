@@ -82,6 +82,34 @@ def test_two_ranks_reduce_over_gloo(nursery: NurseryProcess) -> None:
     assert second.value == b""
 
 
+def test_a_ddp_model_that_outlives_its_group_does_no_harm(nursery: NurseryProcess) -> None:
+    """Without care for the groups, about one in three of these hangs."""
+    from sparkgap_protos.v1 import node_pb2 as pb
+    from sparkgap_server import wire
+
+    def main_fn() -> str:
+        import torch
+        import torch.distributed as dist
+        from torch.nn.parallel import DistributedDataParallel
+
+        dist.init_process_group("gloo")
+        model = DistributedDataParallel(torch.nn.Linear(8, 8))
+        for _ in range(3):
+            model(torch.ones(4, 8)).sum().backward()
+        dist.all_reduce(torch.ones(100))
+        dist.destroy_process_group()
+        return "returned"
+
+    for _ in range(15):
+        ranks = [start_rank(nursery, main_fn, world_size=2, rank=number) for number in range(2)]
+        address = wire.receive(ranks[0].connection)
+        assert address is not None
+        for rank in ranks:
+            wire.send(rank.connection, pb.MEETING_POINT, address.body)
+        assert ranks[0].to_end().result() == "returned"
+        assert ranks[1].to_end().returned
+
+
 def test_lines_of_both_streams_arrive_also_without_a_last_newline(nursery: NurseryProcess) -> None:
     def main_fn() -> None:
         import os

@@ -23,6 +23,7 @@ from sparkgap_protos.v1 import plan_pb2, run_pb2
 from sparkgap_server import wire
 from sparkgap_server.train import environment
 from sparkgap_server.train.failure import Unopenable, describe
+from sparkgap_server.train.groups import keep_groups
 from sparkgap_server.train.meeting import listen
 
 _CHUNK_BYTES = 1 << 20
@@ -55,6 +56,7 @@ def run(task: RankTask, channel: socket.socket) -> int:
 def _run(task: RankTask, channel: socket.socket) -> int:
     placement = task.placement
     environment.apply(placement)
+    keep_groups()
     store = listen(placement) if placement.rank == 0 else None
     if store is not None:
         wire.send(channel, pb.ADDRESS, pb.MeetingPoint(host=placement.host, port=store.port))
