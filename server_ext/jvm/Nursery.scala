@@ -2,7 +2,7 @@
 package org.apache.spark.sql.connect.sparkgap
 
 import java.io.{BufferedReader, EOFException, InputStreamReader, IOException}
-import java.net.{StandardProtocolFamily, UnixDomainSocketAddress}
+import java.net.{SocketException, StandardProtocolFamily, UnixDomainSocketAddress}
 import java.nio.{ByteBuffer, ByteOrder}
 import java.nio.channels.{ClosedChannelException, SocketChannel}
 import java.nio.charset.StandardCharsets.UTF_8
@@ -164,7 +164,7 @@ final class NurseryConnection(channel: SocketChannel) extends AutoCloseable {
       val body = ByteBuffer.allocate(length)
       fill(body)
       Some(Frame(kind, body.array()))
-    } catch { case _: EOFException | _: ClosedChannelException => None }
+    } catch { case _: EOFException | _: ClosedChannelException | _: SocketException => None } // reset: it died with something unread
 
   private def fill(buffer: ByteBuffer): Unit = while (buffer.hasRemaining) if (channel.read(buffer) < 0) throw new EOFException
 
