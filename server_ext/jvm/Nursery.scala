@@ -142,6 +142,13 @@ object FrameKind {
   val Result = 7
   val Failure = 8
   val Exit = 9
+  val PredictPlan = 10
+  val PlanWanted = 13
+  val ModelReady = 14
+  val ModelFailure = 16
+  val Schema = 17
+  val ColumnBatch = 18
+  val PredictedColumn = 19
 }
 
 final case class Frame(kind: Int, body: Array[Byte])

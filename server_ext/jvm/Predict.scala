@@ -36,7 +36,8 @@ object Predict {
     Nodes.unlessOpenable(python, settings.startTimeoutMillis)
     val returns = parseType(plan.string("return_type"))
     val includes = session.artifactManager.getPythonIncludes
-    val resolved = plan.without("arguments").copy("return_type" -> returns.json, "digest" -> modelKey(plan, session))
+    val resolved = plan.without("arguments").copy("return_type" -> returns.json, "digest" -> modelKey(plan, session),
+      "session_files" -> hasFiles(session))
     val function = new SimplePythonFunction(ArraySeq.unsafeWrapArray(command(resolved.toByteArray, returns)), new util.HashMap[String, String](), includes.asJava,
       settings.python, python, new util.ArrayList[Broadcast[PythonBroadcast]](), null)
     PythonUDF(plan.string("name"), function, returns, arguments, PythonEvalType.SQL_SCALAR_ARROW_ITER_UDF, plan.bool("deterministic"))
@@ -48,15 +49,30 @@ object Predict {
 
   /** Models belong to a user. A session that brought files of its own shares no model with others: the same bytes may import or read others there. */
   private def modelKey(plan: DynamicMessage, session: SessionHolder): String = {
-    val (spark, artifacts) = (session.session.sparkContext, session.session.sessionUUID)
-    val own = spark.addedFiles.contains(artifacts) || spark.addedArchives.contains(artifacts) // getPythonIncludes lists archives only
     val hash = MessageDigest.getInstance("SHA-256")
-    (Seq(session.userId, plan.string("digest")) ++ Option.when(own)(session.sessionId)).foreach { part =>
+    (Seq(session.userId, plan.string("digest")) ++ Option.when(hasFiles(session))(session.sessionId)).foreach { part =>
       hash.update(part.getBytes(UTF_8))
       hash.update(0.toByte)
     }
     hash.digest().map(byte => f"$byte%02x").mkString
   }
+
+  private def hasFiles(session: SessionHolder): Boolean = {
+    val (spark, artifacts) = (session.session.sparkContext, session.session.sessionUUID)
+    spark.addedFiles.contains(artifacts) || spark.addedArchives.contains(artifacts) // getPythonIncludes lists archives only
+  }
+
+  /** The plan inside a UDF that `expression` has made, or None for anybody else's. */
+  def planOf(udf: PythonUDF): Option[DynamicMessage] = {
+    val command = udf.func.command.toArray
+    Option.when(command.startsWith(CommandStart)) {
+      val length = ByteBuffer.wrap(command, CommandStart.length + 1, 4).order(ByteOrder.LITTLE_ENDIAN).getInt
+      val begin = CommandStart.length + 5
+      Schema.parse("PredictPlan", command.slice(begin, begin + length))
+    }
+  }
+
+  private val CommandStart: Array[Byte] = Array[Byte](0x80.toByte, 3) ++ s"cfunctools\npartial\n(c$Module\npredict\n".getBytes(UTF_8)
 
   /** Pickle of (functools.partial(Module.predict, plan), return type). */
   private def command(plan: Array[Byte], returns: DataType): Array[Byte] = {
@@ -67,9 +83,7 @@ object Predict {
       out.write(ByteBuffer.allocate(4).order(ByteOrder.LITTLE_ENDIAN).putInt(value.length).array())
       out.write(value)
     }
-    out.write(0x80)
-    out.write(3)
-    text(s"cfunctools\npartial\n(c$Module\npredict\n")
+    out.write(CommandStart)
     sized('B', plan)
     text("tRcpyspark.sql.types\n_parse_datatype_json_string\n(")
     sized('X', returns.json.getBytes(UTF_8))

@@ -63,6 +63,8 @@ object Schema {
     def bytes(name: String): Array[Byte] = value(name).asInstanceOf[ByteString].toByteArray
     def message(name: String): DynamicMessage = value(name).asInstanceOf[DynamicMessage]
     def messages(name: String): Seq[DynamicMessage] = value(name).asInstanceOf[java.util.List[DynamicMessage]].asScala.toSeq
+    def double(name: String): Double = value(name).asInstanceOf[Double]
+    def longs(name: String): Seq[Long] = value(name).asInstanceOf[java.util.List[Long]].asScala.toSeq
     def strings(name: String): Seq[String] = value(name).asInstanceOf[java.util.List[String]].asScala.toSeq
     def has(name: String): Boolean = message.hasField(message.getDescriptorForType.findFieldByName(name))
     def copy(fields: (String, Any)*): DynamicMessage = change(message.toBuilder, fields)

@@ -19,6 +19,7 @@ PACKAGE = "org.apache.spark.sql.connect.sparkgap"
 #: What Spark has to be told to load the shim.
 SETTINGS = {
     "spark.plugins": f"{PACKAGE}.SparkgapPlugin",
+    "spark.sql.extensions": f"{PACKAGE}.SparkgapRules",
     "spark.connect.extensions.command.classes": f"{PACKAGE}.SparkgapCommands",
     "spark.connect.extensions.expression.classes": f"{PACKAGE}.SparkgapExpressions",
     "spark.connect.extensions.getStatus.classes": f"{PACKAGE}.SparkgapStatus",

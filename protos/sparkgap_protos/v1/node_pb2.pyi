@@ -26,6 +26,9 @@ class FrameKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MODEL_READY: _ClassVar[FrameKind]
     PREDICTED: _ClassVar[FrameKind]
     MODEL_FAILURE: _ClassVar[FrameKind]
+    SCHEMA: _ClassVar[FrameKind]
+    COLUMN_BATCH: _ClassVar[FrameKind]
+    PREDICTED_COLUMN: _ClassVar[FrameKind]
 FRAME_KIND_UNSPECIFIED: FrameKind
 OPEN: FrameKind
 PLACEMENT: FrameKind
@@ -43,6 +46,9 @@ PLAN_WANTED: FrameKind
 MODEL_READY: FrameKind
 PREDICTED: FrameKind
 MODEL_FAILURE: FrameKind
+SCHEMA: FrameKind
+COLUMN_BATCH: FrameKind
+PREDICTED_COLUMN: FrameKind
 
 class Open(_message.Message):
     __slots__ = ("rank", "model")
@@ -129,16 +135,18 @@ class Grow(_message.Message):
     def __init__(self, capacity: _Optional[int] = ...) -> None: ...
 
 class ModelReady(_message.Message):
-    __slots__ = ("pid", "descriptor", "capacity", "load_seconds")
+    __slots__ = ("pid", "descriptor", "capacity", "load_seconds", "slot")
     PID_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     LOAD_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
     pid: int
     descriptor: int
     capacity: int
     load_seconds: float
-    def __init__(self, pid: _Optional[int] = ..., descriptor: _Optional[int] = ..., capacity: _Optional[int] = ..., load_seconds: _Optional[float] = ...) -> None: ...
+    slot: int
+    def __init__(self, pid: _Optional[int] = ..., descriptor: _Optional[int] = ..., capacity: _Optional[int] = ..., load_seconds: _Optional[float] = ..., slot: _Optional[int] = ...) -> None: ...
 
 class PredictedBatch(_message.Message):
     __slots__ = ("offset", "length", "model_seconds")
@@ -161,3 +169,35 @@ class ModelFailure(_message.Message):
     message: str
     traceback: str
     def __init__(self, loading: bool = ..., exception: _Optional[str] = ..., message: _Optional[str] = ..., traceback: _Optional[str] = ...) -> None: ...
+
+class Column(_message.Message):
+    __slots__ = ("nodes", "buffers")
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    BUFFERS_FIELD_NUMBER: _ClassVar[int]
+    nodes: _containers.RepeatedScalarFieldContainer[int]
+    buffers: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, nodes: _Optional[_Iterable[int]] = ..., buffers: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ColumnBatch(_message.Message):
+    __slots__ = ("rows", "length", "columns", "slot")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    rows: int
+    length: int
+    columns: _containers.RepeatedCompositeFieldContainer[Column]
+    slot: int
+    def __init__(self, rows: _Optional[int] = ..., length: _Optional[int] = ..., columns: _Optional[_Iterable[_Union[Column, _Mapping]]] = ..., slot: _Optional[int] = ...) -> None: ...
+
+class PredictedColumn(_message.Message):
+    __slots__ = ("column", "length", "model_seconds", "slot")
+    COLUMN_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    MODEL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    column: Column
+    length: int
+    model_seconds: float
+    slot: int
+    def __init__(self, column: _Optional[_Union[Column, _Mapping]] = ..., length: _Optional[int] = ..., model_seconds: _Optional[float] = ..., slot: _Optional[int] = ...) -> None: ...

@@ -110,7 +110,7 @@ class TrainPlan(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., num_processes: _Optional[int] = ..., local_mode: bool = ..., use_gpu: bool = ..., function: _Optional[_Union[Payload, _Mapping]] = ..., script: _Optional[_Union[Script, _Mapping]] = ...) -> None: ...
 
 class PredictPlan(_message.Message):
-    __slots__ = ("protocol", "client", "name", "return_type", "batch_size", "input_shapes", "make_predict_fn", "digest", "deterministic", "arguments", "argument_names")
+    __slots__ = ("protocol", "client", "name", "return_type", "batch_size", "input_shapes", "make_predict_fn", "digest", "deterministic", "arguments", "argument_names", "session_files")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -122,6 +122,7 @@ class PredictPlan(_message.Message):
     DETERMINISTIC_FIELD_NUMBER: _ClassVar[int]
     ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
     ARGUMENT_NAMES_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FILES_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     client: str
     name: str
@@ -133,7 +134,8 @@ class PredictPlan(_message.Message):
     deterministic: bool
     arguments: _containers.RepeatedCompositeFieldContainer[_any_pb2.Any]
     argument_names: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[str] = ..., name: _Optional[str] = ..., return_type: _Optional[str] = ..., batch_size: _Optional[int] = ..., input_shapes: _Optional[_Union[InputShapes, _Mapping]] = ..., make_predict_fn: _Optional[_Union[Payload, _Mapping]] = ..., digest: _Optional[str] = ..., deterministic: bool = ..., arguments: _Optional[_Iterable[_Union[_any_pb2.Any, _Mapping]]] = ..., argument_names: _Optional[_Iterable[str]] = ...) -> None: ...
+    session_files: bool
+    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[str] = ..., name: _Optional[str] = ..., return_type: _Optional[str] = ..., batch_size: _Optional[int] = ..., input_shapes: _Optional[_Union[InputShapes, _Mapping]] = ..., make_predict_fn: _Optional[_Union[Payload, _Mapping]] = ..., digest: _Optional[str] = ..., deterministic: bool = ..., arguments: _Optional[_Iterable[_Union[_any_pb2.Any, _Mapping]]] = ..., argument_names: _Optional[_Iterable[str]] = ..., session_files: bool = ...) -> None: ...
 
 class InputShapes(_message.Message):
     __slots__ = ("sparse", "shapes")

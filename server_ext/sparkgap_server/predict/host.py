@@ -11,7 +11,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,25 +122,11 @@ class _Host:
             self.broken = True
             wire.send(connection, pb.MODEL_FAILURE, _failure(failure.reason, loading=True))
             return
-        memory = SharedMemory()
+        talk = _Talk(connection, task, model, self._predicting)
         try:
-            self._ready(connection, memory, model)
-            while (frame := wire.receive(connection)) is not None:
-                if frame.kind == pb.GROW:
-                    memory.grow(pb.Grow.FromString(frame.body).capacity)
-                    self._ready(connection, memory, model)
-                elif frame.kind == pb.BATCH:
-                    wire.send(connection, *self._answer(memory, pb.Batch.FromString(frame.body).length, task, model))
-                else:
-                    raise wire.BrokenFrame(f"unexpected frame of kind {frame.kind}")
+            talk.run()
         finally:
-            memory.close()
-
-    def _ready(self, connection: socket.socket, memory: SharedMemory, model: _Model) -> None:
-        ready = pb.ModelReady(
-            pid=os.getpid(), descriptor=memory.descriptor, capacity=memory.capacity, load_seconds=model.load_seconds
-        )
-        wire.send(connection, pb.MODEL_READY, ready)
+            talk.close()
 
     def _load(self, connection: socket.socket) -> tuple[_Task, _Model]:
         """The task's own layout and return type, and the model, which is loaded by whoever comes first."""
@@ -152,22 +139,89 @@ class _Host:
                     self._model = _load(_receive_plan(connection))
         return _task(plan), self._model
 
-    def _answer(self, memory: SharedMemory, length: int, task: _Task, model: _Model) -> tuple[int, Any]:
+
+class _Talk:
+    """One task's batches: a worker sends Arrow streams in one memory, a task of the JVM columns in two, filling one while the other is predicted."""
+
+    def __init__(self, connection: socket.socket, task: _Task, model: _Model, turn: threading.Lock) -> None:
+        self._connection = connection
+        self._task = task
+        self._model = model
+        self._turn = turn
+        self._memories: list[SharedMemory] = []
+        self._schema: pa.Schema | None = None
+
+    def run(self) -> None:
+        self._add_memory()
+        while (frame := wire.receive(self._connection)) is not None:
+            if frame.kind == pb.COLUMN_BATCH:
+                self._answer(lambda body=frame.body: self._columns(pb.ColumnBatch.FromString(body)))  # type: ignore[misc]
+            elif frame.kind == pb.BATCH:
+                self._answer(lambda body=frame.body: self._stream(pb.Batch.FromString(body)))  # type: ignore[misc]
+            elif frame.kind == pb.GROW:
+                self._memories[0].grow(pb.Grow.FromString(frame.body).capacity)
+                self._ready(0)
+            elif frame.kind == pb.SCHEMA:
+                self._schema = pa.ipc.read_schema(pa.py_buffer(frame.body))
+                self._add_memory()
+            else:
+                raise wire.BrokenFrame(f"unexpected frame of kind {frame.kind}")
+
+    def close(self) -> None:
+        for memory in self._memories:
+            memory.close()
+
+    def _add_memory(self) -> None:
+        self._memories.append(SharedMemory())
+        self._ready(len(self._memories) - 1)
+
+    def _ready(self, slot: int) -> None:
+        memory = self._memories[slot]
+        ready = pb.ModelReady(
+            pid=os.getpid(),
+            descriptor=memory.descriptor,
+            capacity=memory.capacity,
+            load_seconds=self._model.load_seconds,
+            slot=slot,
+        )
+        wire.send(self._connection, pb.MODEL_READY, ready)
+
+    def _answer(self, predicted: Callable[[], tuple[int, Any]]) -> None:
+        try:
+            kind, body = predicted()
+        except (Exception, SystemExit) as error:  # sys.exit would end this thread only, and say nothing
+            kind, body = pb.MODEL_FAILURE, _failure(error, loading=False)
+        wire.send(self._connection, kind, body)
+
+    def _stream(self, message: pb.Batch) -> tuple[int, pb.PredictedBatch]:
+        memory = self._memories[0]
+        batch = memory.read(message.length)
+        with self._predicted(batch.columns, batch.num_rows) as (column, seconds):
+            predictions = pa.RecordBatch.from_arrays([column], names=["prediction"])
+            offset, written = memory.write(message.length, predictions)
+        return pb.PREDICTED, pb.PredictedBatch(offset=offset, length=written, model_seconds=seconds)
+
+    def _columns(self, message: pb.ColumnBatch) -> tuple[int, pb.PredictedColumn]:
+        if self._schema is None:
+            raise wire.BrokenFrame("columns arrived before their schema")
+        memory = self._memories[message.slot]
+        arrays = memory.read_columns(self._schema, message)
+        with self._predicted(arrays, message.rows) as (column, seconds):
+            layout, end = memory.write_column(message.length, column)
+        return pb.PREDICTED_COLUMN, pb.PredictedColumn(column=layout, length=end, model_seconds=seconds, slot=message.slot)
+
+    @contextmanager
+    def _predicted(self, columns: Sequence[pa.Array[Any]], rows: int) -> Iterator[tuple[pa.Array[Any], float]]:
+        """The predictions, and the model's turn until they are copied: it may return the same memory every time."""
         from sparkgap_server.predict.columns import to_column
         from sparkgap_server.predict.tensors import to_arguments
 
-        try:
-            batch = memory.read(length)
-            arguments = to_arguments(batch.columns, task.layout, model.arguments)
-            with self._predicting:  # until the result is copied: a model may return the same memory every time
-                began = time.perf_counter()
-                predictions = model.predict(*arguments)
-                seconds = time.perf_counter() - began
-                column = to_column(predictions, batch.num_rows, task.return_type)
-                offset, written = memory.write(length, pa.RecordBatch.from_arrays([column], names=["prediction"]))
-        except (Exception, SystemExit) as error:  # sys.exit would end this thread only, and say nothing
-            return pb.MODEL_FAILURE, _failure(error, loading=False)
-        return pb.PREDICTED, pb.PredictedBatch(offset=offset, length=written, model_seconds=seconds)
+        arguments = to_arguments(columns, self._task.layout, self._model.arguments)
+        with self._turn:
+            began = time.perf_counter()
+            predictions = self._model.predict(*arguments)
+            seconds = time.perf_counter() - began
+            yield to_column(predictions, rows, self._task.return_type), seconds
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import os
 from typing import Any
 
 import pyarrow as pa
+from sparkgap_protos.v1 import node_pb2 as pb
 
-_ALIGNMENT = 64
+from sparkgap_server.predict.layout import ALIGNMENT, read_column, write_column
 
 
 class SharedMemory:
@@ -29,6 +30,23 @@ class SharedMemory:
             os.ftruncate(self.descriptor, self.capacity)
             self._map = mmap.mmap(self.descriptor, self.capacity)
 
+    def adopt(self, needed: int) -> None:
+        """Map anew where the other side has grown the file to hold `needed` bytes."""
+        if needed > self.capacity:
+            self.capacity = os.fstat(self.descriptor).st_size
+            self._map = mmap.mmap(self.descriptor, self.capacity)
+
+    def read_columns(self, schema: pa.Schema, message: pb.ColumnBatch) -> list[pa.Array[Any]]:
+        """The columns of a batch that a task of the JVM has written, without a copy."""
+        self.adopt(message.length)
+        return [read_column(field.type, column, self._map) for field, column in zip(schema, message.columns, strict=True)]
+
+    def write_column(self, offset: int, array: pa.Array[Any]) -> tuple[pb.Column, int]:
+        """Write one column behind `offset`; returns where its buffers are and where it ends."""
+        buffers = array.buffers()
+        self.grow(offset + sum(_padded(buffer.size) for buffer in buffers if buffer is not None) + ALIGNMENT)
+        return write_column(array, self._map, offset)
+
     def read(self, length: int) -> pa.RecordBatch:
         """The record batch of the stream in the first `length` bytes, without a copy; its buffers can be written to, as models may do."""
         batch = read_batch(self._map, 0, length)
@@ -37,7 +55,7 @@ class SharedMemory:
 
     def write(self, offset: int, batch: pa.RecordBatch) -> tuple[int, int]:
         """Write a stream behind `offset`; returns where it begins and how long it is."""
-        start = -(-offset // _ALIGNMENT) * _ALIGNMENT
+        start = _padded(offset)
         size = stream_size(batch)
         self.grow(start + size)
         return start, write_batch(self._map, start, size, batch)
@@ -73,6 +91,10 @@ class MappedMemory:
     def close(self) -> None:
         """Unmap; the host keeps its file."""
         os.close(self._descriptor)
+
+
+def _padded(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def stream_size(batch: pa.RecordBatch) -> int:

@@ -1,0 +1,173 @@
+// A task's side of the talk with its executor's model host: loads the model if nobody has, fills batches in shared memory, and reads predictions there.
+package org.apache.spark.sql.connect.sparkgap
+
+import java.io.ByteArrayOutputStream
+import java.nio.channels.Channels
+import java.nio.file.Path
+
+import scala.collection.mutable
+import scala.jdk.CollectionConverters._
+
+import org.apache.arrow.memory.{ArrowBuf, ReferenceManager}
+import org.apache.arrow.vector.{VectorLoader, VectorSchemaRoot}
+import org.apache.arrow.vector.ipc.WriteChannel
+import org.apache.arrow.vector.ipc.message.{ArrowFieldNode, ArrowRecordBatch, MessageSerializer}
+import org.sparkproject.connect.protobuf.DynamicMessage
+
+import org.apache.spark.{SparkException, TaskContext}
+import org.apache.spark.api.python.PythonException
+import org.apache.spark.sql.catalyst.InternalRow
+import org.apache.spark.sql.catalyst.expressions.Expression
+import org.apache.spark.sql.execution.metric.SQLMetric
+import org.apache.spark.sql.types.StructType
+import org.apache.spark.sql.util.ArrowUtils
+import org.apache.spark.sql.vectorized.{ArrowColumnVector, ColumnarBatch, ColumnVector}
+import org.apache.spark.util.TaskInterruptListener
+
+import Schema._
+
+private[sparkgap] final class ModelConversation(
+    plan: DynamicMessage,
+    columns: StructType,
+    answer: StructType,
+    timeZone: String,
+    metrics: Map[String, SQLMetric]) extends AutoCloseable {
+
+  private val name = plan.string("name")
+  private val allocator = ArrowUtils.rootAllocator.newChildAllocator(s"sparkgap $name", 0, Long.MaxValue)
+  private val encoders = columns.fields.map(ColumnEncoder(_, timeZone))
+  private val root = VectorSchemaRoot.create(ArrowUtils.toArrowSchema(answer, timeZone, true, false), allocator)
+  private var connection: NurseryConnection = _
+  private val slots = mutable.ArrayBuffer.empty[HostMemory]
+  private val waiting = mutable.Queue.empty[Int] // slots that are with the model
+  private var reading = -1 // slot whose predictions are being read
+  private var closed = false
+  TaskContext.get().addTaskInterruptListener(new TaskInterruptListener {
+    def onTaskInterrupted(task: TaskContext, reason: String): Unit = hangUp()
+  })
+
+  def underWay: Int = waiting.size
+
+  /** A batch to be filled, once the predictions that `receive` gave last are no longer read; the first one makes the connection. */
+  def begin(): Batch = {
+    reading = -1
+    if (connection == null) connect()
+    encoders.foreach(_.clear())
+    new Batch
+  }
+
+  final class Batch {
+    var rows = 0
+
+    def add(row: InternalRow, arguments: Array[Expression]): Unit = {
+      var index = 0
+      while (index < encoders.length) {
+        encoders(index).add(arguments(index).eval(row))
+        index += 1
+      }
+      rows += 1
+    }
+  }
+
+  def send(batch: Batch): Unit = {
+    val slot = slots.indices.find(each => each != reading && !waiting.contains(each)).get
+    val memory = slots(slot)
+    memory.ensure(encoders.map(_.bytes).sum)
+    var end = 0L
+    val layout = encoders.toSeq.map { encoder =>
+      val column = encoder.write(memory, end)
+      end = column.end
+      column.toMessage
+    }
+    metrics("bytesSent") += end
+    metrics("batches") += 1
+    connection.send(FrameKind.ColumnBatch, Schema.build("ColumnBatch")("rows" -> batch.rows, "length" -> end, "columns" -> layout, "slot" -> slot).toByteArray)
+    waiting.enqueue(slot)
+  }
+
+  /** The predictions of the oldest batch under way; valid until the next call. */
+  def receive(): Iterator[InternalRow] = {
+    val began = System.nanoTime()
+    val answer = Schema.parse("PredictedColumn", expect(FrameKind.PredictedColumn))
+    metrics("waitingTime") += System.nanoTime() - began
+    metrics("modelTime") += (answer.double("model_seconds") * 1e9).toLong
+    reading = waiting.dequeue()
+    val memory = slots(reading)
+    memory.ensure(answer.long("length"))
+    val column = answer.message("column")
+    val nodes = column.longs("nodes").grouped(2).map { case Seq(length, nulls) => new ArrowFieldNode(length, nulls) }.toSeq
+    val buffers = column.longs("buffers").grouped(2).map { case Seq(offset, length) =>
+      new ArrowBuf(ReferenceManager.NO_OP, null, length, memory.address + offset).writerIndex(length)
+    }.toSeq
+    metrics("bytesReceived") += buffers.map(_.writerIndex()).sum
+    val rows = nodes.head.getLength
+    new VectorLoader(root).load(new ArrowRecordBatch(rows, nodes.asJava, buffers.asJava))
+    root.setRowCount(rows)
+    val vectors = root.getFieldVectors.asScala.map(vector => new ArrowColumnVector(vector): ColumnVector).toArray
+    new ColumnarBatch(vectors, rows).rowIterator().asScala
+  }
+
+  override def close(): Unit = {
+    hangUp()
+    root.close()
+    encoders.foreach(_.close())
+    slots.foreach(_.close())
+    allocator.close()
+  }
+
+  private def hangUp(): Unit = synchronized {
+    closed = true
+    if (connection != null) connection.close()
+  }
+
+  private def connect(): Unit = {
+    val opened = Nursery.open(Schema.build("OpenModel")("key" -> plan.string("digest"), "name" -> name))
+    synchronized {
+      connection = opened
+      if (closed) opened.close()
+    }
+    connection.send(FrameKind.PredictPlan, plan.without("make_predict_fn").toByteArray)
+    val began = System.nanoTime()
+    var first = receiveFrame()
+    if (first.kind == FrameKind.PlanWanted) {
+      connection.send(FrameKind.PredictPlan, plan.toByteArray)
+      first = receiveFrame()
+      metrics("loadTime") += System.nanoTime() - began
+    }
+    slots += map(body(first, FrameKind.ModelReady))
+    connection.send(FrameKind.Schema, schemaBytes)
+    slots += map(expect(FrameKind.ModelReady))
+  }
+
+  private def schemaBytes: Array[Byte] = {
+    val out = new ByteArrayOutputStream()
+    MessageSerializer.serialize(new WriteChannel(Channels.newChannel(out)), ArrowUtils.toArrowSchema(columns, timeZone, true, false))
+    out.toByteArray
+  }
+
+  private def map(ready: Array[Byte]): HostMemory = {
+    val message = Schema.parse("ModelReady", ready)
+    new HostMemory(Path.of(s"/proc/${message.int("pid")}/fd/${message.int("descriptor")}"))
+  }
+
+  private def expect(kind: Int): Array[Byte] = body(receiveFrame(), kind)
+
+  private def body(frame: Frame, kind: Int): Array[Byte] = frame match {
+    case Frame(`kind`, bytes) => bytes
+    case Frame(FrameKind.ModelFailure, bytes) => throw raised(Schema.parse("ModelFailure", bytes))
+    case Frame(other, _) => throw new SparkException(s"the model host of $name sent a frame of kind $other where $kind was expected")
+  }
+
+  private def receiveFrame(): Frame = connection.receive().getOrElse {
+    TaskContext.get().killTaskIfInterrupted()
+    throw new SparkException(s"the model host of $name died. Was it killed for memory? Hosts count against spark.executor.memoryOverhead; " +
+      "their errors are in the executor's stderr")
+  }
+
+  /** The exception that Spark's own Python workers raise, with the text that ours would have. */
+  private def raised(failure: DynamicMessage): Throwable = {
+    val what = if (failure.bool("loading")) "make_predict_fn raised" else "the prediction of a batch raised"
+    val text = s"${failure.string("exception")}: ${failure.string("message")}\n\n$name: $what in the model host:\n${failure.string("traceback")}"
+    new PythonException("PYTHON_EXCEPTION", Map("msg" -> "An exception was thrown from the model host", "traceback" -> text), null)
+  }
+}
