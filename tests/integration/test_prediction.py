@@ -29,10 +29,11 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = pytest.mark.timeout(120)
 
 
-@pytest.fixture(scope="module")
-def spark(sparkgap_server):
-    """One session for the whole file: Spark keeps its Python workers by session."""
+@pytest.fixture(scope="module", params=["true", "false"], ids=["direct", "workers"])
+def spark(sparkgap_server, request):
+    """One session for each way of execution: Spark keeps its Python workers by session."""
     session = SparkSession.builder.remote(sparkgap_server.url).create()
+    session.conf.set("spark.sparkgap.predict.direct", request.param)
     yield session
     session.stop()
 
