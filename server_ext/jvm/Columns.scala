@@ -116,11 +116,11 @@ private final class ArrayEncoder(element: DataType) extends ColumnEncoder {
   }
 
   override def add(value: Any): Unit = {
-    value match {
-      case null => nullRows.set(rows)
-      case array: UnsafeArrayData => copy(array)
-      case array: ArrayData => copy(unsafe(array))
-    }
+    if (value == null) nullRows.set(rows)
+    else copy(value match {
+      case array: UnsafeArrayData => array
+      case array => unsafe(array.asInstanceOf[ArrayData])
+    })
     rows += 1
     Platform.putInt(null, offsets.reserve(4), elements)
   }

@@ -1,7 +1,7 @@
 // A task's side of the talk with its executor's model host: loads the model if nobody has, fills batches in shared memory, and reads predictions there.
 package org.apache.spark.sql.connect.sparkgap
 
-import java.io.ByteArrayOutputStream
+import java.io.{ByteArrayOutputStream, IOException}
 import java.nio.channels.Channels
 import java.nio.file.Path
 
@@ -120,23 +120,32 @@ private[sparkgap] final class ModelConversation(
     if (connection != null) connection.close()
   }
 
+  /** A host that ends because it was idle, or that could not load, may take a connection down with it before it has answered. */
   private def connect(): Unit = {
+    val ready = Iterator.continually(open()).take(ModelConversation.OpenAttempts).collectFirst { case Some(frame) => frame }
+    slots += map(body(ready.getOrElse(throw died(s"ended ${ModelConversation.OpenAttempts} times before it could load the model")), FrameKind.ModelReady))
+    connection.send(FrameKind.Schema, schemaBytes)
+    slots += map(expect(FrameKind.ModelReady))
+  }
+
+  /** The host's answer once it has the model, or None where it ended before. */
+  private def open(): Option[Frame] = {
     val opened = Nursery.open(Schema.build("OpenModel")("key" -> plan.string("digest"), "name" -> name))
     synchronized {
       connection = opened
       if (closed) opened.close()
     }
-    connection.send(FrameKind.PredictPlan, plan.without("make_predict_fn").toByteArray)
     val began = System.nanoTime()
-    var first = receiveFrame()
-    if (first.kind == FrameKind.PlanWanted) {
-      connection.send(FrameKind.PredictPlan, plan.toByteArray)
-      first = receiveFrame()
-      metrics("loadTime") += System.nanoTime() - began
-    }
-    slots += map(body(first, FrameKind.ModelReady))
-    connection.send(FrameKind.Schema, schemaBytes)
-    slots += map(expect(FrameKind.ModelReady))
+    val answer = try {
+      connection.send(FrameKind.PredictPlan, plan.without("make_predict_fn").toByteArray)
+      connection.receive() match {
+        case Some(Frame(FrameKind.PlanWanted, _)) => connection.send(FrameKind.PredictPlan, plan.toByteArray); connection.receive()
+        case other => other
+      }
+    } catch { case _: IOException => None }
+    metrics("loadTime") += System.nanoTime() - began
+    TaskContext.get().killTaskIfInterrupted()
+    answer
   }
 
   private def schemaBytes: Array[Byte] = {
@@ -160,14 +169,21 @@ private[sparkgap] final class ModelConversation(
 
   private def receiveFrame(): Frame = connection.receive().getOrElse {
     TaskContext.get().killTaskIfInterrupted()
-    throw new SparkException(s"the model host of $name died. Was it killed for memory? Hosts count against spark.executor.memoryOverhead; " +
-      "their errors are in the executor's stderr")
+    throw died("died while it predicted")
   }
 
   /** The exception that Spark's own Python workers raise, with the text that ours would have. */
   private def raised(failure: DynamicMessage): Throwable = {
     val what = if (failure.bool("loading")) "make_predict_fn raised" else "the prediction of a batch raised"
-    val text = s"${failure.string("exception")}: ${failure.string("message")}\n\n$name: $what in the model host:\n${failure.string("traceback")}"
-    new PythonException("PYTHON_EXCEPTION", Map("msg" -> "An exception was thrown from the model host", "traceback" -> text), null)
+    val text = s"${failure.string("shown")}: ${failure.string("message")}\n\n$name: $what in the model host:\n${failure.string("traceback")}"
+    pythonException(text)
   }
+
+  private def died(when: String): Throwable = pythonException(s"HostDied: the model host of $name $when. Was it killed for memory? " +
+    "Hosts count against spark.executor.memoryOverhead; their errors are in the executor's stderr")
+
+  private def pythonException(text: String): Throwable =
+    new PythonException("PYTHON_EXCEPTION", Map("msg" -> "An exception was thrown from the model host", "traceback" -> text), null)
 }
+
+private object ModelConversation { val OpenAttempts = 3 }

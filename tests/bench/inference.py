@@ -168,7 +168,9 @@ def report(case: str, seconds: dict[str, list[float]], rows: int) -> None:
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=120_000, help="of the tensors; scalars and texts have five times as many")
+    parser.add_argument(
+        "--rows", type=int, default=120_000, help="of the tensors; scalars and texts have five times as many"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser.parse_args()

@@ -159,16 +159,18 @@ class PredictedBatch(_message.Message):
     def __init__(self, offset: _Optional[int] = ..., length: _Optional[int] = ..., model_seconds: _Optional[float] = ...) -> None: ...
 
 class ModelFailure(_message.Message):
-    __slots__ = ("loading", "exception", "message", "traceback")
+    __slots__ = ("loading", "exception", "message", "traceback", "shown")
     LOADING_FIELD_NUMBER: _ClassVar[int]
     EXCEPTION_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     TRACEBACK_FIELD_NUMBER: _ClassVar[int]
+    SHOWN_FIELD_NUMBER: _ClassVar[int]
     loading: bool
     exception: str
     message: str
     traceback: str
-    def __init__(self, loading: bool = ..., exception: _Optional[str] = ..., message: _Optional[str] = ..., traceback: _Optional[str] = ...) -> None: ...
+    shown: str
+    def __init__(self, loading: bool = ..., exception: _Optional[str] = ..., message: _Optional[str] = ..., traceback: _Optional[str] = ..., shown: _Optional[str] = ...) -> None: ...
 
 class Column(_message.Message):
     __slots__ = ("nodes", "buffers")

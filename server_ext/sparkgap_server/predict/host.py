@@ -10,9 +10,7 @@ import socket
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +20,7 @@ from sparkgap_protos.v1 import node_pb2 as pb
 from sparkgap_protos.v1 import plan_pb2
 
 from sparkgap_server import wire
+from sparkgap_server.predict.failure import describe
 from sparkgap_server.predict.memory import SharedMemory
 from sparkgap_server.predict.witness import FileWitness
 
@@ -120,7 +119,7 @@ class _Host:
             task, model = self._load(connection)
         except LoadFailed as failure:
             self.broken = True
-            wire.send(connection, pb.MODEL_FAILURE, _failure(failure.reason, loading=True))
+            wire.send(connection, pb.MODEL_FAILURE, describe(failure.reason, loading=True))
             return
         talk = _Talk(connection, task, model, self._predicting)
         try:
@@ -190,13 +189,15 @@ class _Talk:
         try:
             kind, body = predicted()
         except (Exception, SystemExit) as error:  # sys.exit would end this thread only, and say nothing
-            kind, body = pb.MODEL_FAILURE, _failure(error, loading=False)
+            kind, body = pb.MODEL_FAILURE, describe(error, loading=False)
         wire.send(self._connection, kind, body)
 
     def _stream(self, message: pb.Batch) -> tuple[int, pb.PredictedBatch]:
         memory = self._memories[0]
         batch = memory.read(message.length)
-        with self._predicted(batch.columns, batch.num_rows) as (column, seconds):
+        arguments = self._arguments(batch.columns)
+        with self._turn:
+            column, seconds = self._predict(arguments, batch.num_rows)
             predictions = pa.RecordBatch.from_arrays([column], names=["prediction"])
             offset, written = memory.write(message.length, predictions)
         return pb.PREDICTED, pb.PredictedBatch(offset=offset, length=written, model_seconds=seconds)
@@ -205,23 +206,27 @@ class _Talk:
         if self._schema is None:
             raise wire.BrokenFrame("columns arrived before their schema")
         memory = self._memories[message.slot]
-        arrays = memory.read_columns(self._schema, message)
-        with self._predicted(arrays, message.rows) as (column, seconds):
+        arguments = self._arguments(memory.read_columns(self._schema, message))
+        with self._turn:
+            column, seconds = self._predict(arguments, message.rows)
             layout, end = memory.write_column(message.length, column)
-        return pb.PREDICTED_COLUMN, pb.PredictedColumn(column=layout, length=end, model_seconds=seconds, slot=message.slot)
+        return pb.PREDICTED_COLUMN, pb.PredictedColumn(
+            column=layout, length=end, model_seconds=seconds, slot=message.slot
+        )
 
-    @contextmanager
-    def _predicted(self, columns: Sequence[pa.Array[Any]], rows: int) -> Iterator[tuple[pa.Array[Any], float]]:
-        """The predictions, and the model's turn until they are copied: it may return the same memory every time."""
-        from sparkgap_server.predict.columns import to_column
+    def _arguments(self, columns: Sequence[pa.Array[Any]]) -> list[Any]:
         from sparkgap_server.predict.tensors import to_arguments
 
-        arguments = to_arguments(columns, self._task.layout, self._model.arguments)
-        with self._turn:
-            began = time.perf_counter()
-            predictions = self._model.predict(*arguments)
-            seconds = time.perf_counter() - began
-            yield to_column(predictions, rows, self._task.return_type), seconds
+        return to_arguments(columns, self._task.layout, self._model.arguments)
+
+    def _predict(self, arguments: list[Any], rows: int) -> tuple[pa.Array[Any], float]:
+        """The predictions and the seconds that the model took; its turn lasts until they are copied, as it may return the same memory every time."""
+        from sparkgap_server.predict.columns import to_column
+
+        began = time.perf_counter()
+        predictions = self._model.predict(*arguments)
+        seconds = time.perf_counter() - began
+        return to_column(predictions, rows, self._task.return_type), seconds
 
 
 @dataclass(frozen=True)
@@ -264,18 +269,3 @@ def _load(plan: plan_pb2.PredictPlan) -> _Model:
         return _Model(predict, model_arguments(predict), time.perf_counter() - began)
     except (Exception, SystemExit) as error:
         raise LoadFailed(error) from error
-
-
-def _failure(error: BaseException, *, loading: bool) -> pb.ModelFailure:
-    message = str(error)
-    if isinstance(error, ModuleNotFoundError):
-        message += (
-            f". The model needs the module {error.name!r}, which is not installed on the workers: install it there, or move what "
-            "it uses into the file that calls predict_batch_udf"
-        )
-    return pb.ModelFailure(
-        loading=loading,
-        exception=type(error).__qualname__,
-        message=message,
-        traceback="".join(traceback.format_exception(error)),
-    )

@@ -39,7 +39,9 @@ class SharedMemory:
     def read_columns(self, schema: pa.Schema, message: pb.ColumnBatch) -> list[pa.Array[Any]]:
         """The columns of a batch that a task of the JVM has written, without a copy."""
         self.adopt(message.length)
-        return [read_column(field.type, column, self._map) for field, column in zip(schema, message.columns, strict=True)]
+        return [
+            read_column(field.type, column, self._map) for field, column in zip(schema, message.columns, strict=True)
+        ]
 
     def write_column(self, offset: int, array: pa.Array[Any]) -> tuple[pb.Column, int]:
         """Write one column behind `offset`; returns where its buffers are and where it ends."""

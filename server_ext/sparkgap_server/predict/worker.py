@@ -5,7 +5,6 @@ The shim names `predict` in the UDF that it plans; the rows go on through shared
 
 from __future__ import annotations
 
-import builtins
 import os
 import socket
 import sys
@@ -21,6 +20,7 @@ from sparkgap_protos.v1 import plan_pb2
 
 from sparkgap_server import wire
 from sparkgap_server.predict.batches import Rebatcher
+from sparkgap_server.predict.failure import builtin_error
 from sparkgap_server.predict.memory import MappedMemory, stream_size
 
 #: Written by the shim into the executor's first local directory.
@@ -170,16 +170,4 @@ def _raise(frame: wire.Frame, name: str) -> None:
     failure = pb.ModelFailure.FromString(frame.body)
     what = "make_predict_fn raised" if failure.loading else "the prediction of a batch raised"
     text = f"{failure.message}\n\n{name}: {what} in the model host:\n{failure.traceback}"
-    raise _builtin(failure.exception, text) or ModelError(f"{failure.exception}: {text}")
-
-
-def _builtin(name: str, text: str) -> Exception | None:
-    """Python's own exception of this name with this text, where there is one that shows it: KeyError quotes, UnicodeError wants more."""
-    kind = getattr(builtins, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, Exception)) or kind is StopIteration:
-        return None
-    try:
-        error = kind(text)
-    except TypeError:
-        return None
-    return error if str(error) == text else None
+    raise builtin_error(failure.exception, text) or ModelError(f"{failure.exception}: {text}")
