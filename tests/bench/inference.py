@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import pyarrow as pa
 from pyspark.ml.functions import predict_batch_udf as pyspark_predict
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.types import DataType
 from sparkgap import predict_batch_udf as sparkgap_predict
 from sparkgap_server.local import LocalServer
 
@@ -78,18 +80,20 @@ def make_upper() -> Callable[[Any], Any]:
 
 def main() -> None:
     options = parse_options()
-    with tempfile.TemporaryDirectory() as folder, LocalServer("local[2]") as server:
+    with ExitStack() as cleanup:
+        folder = cleanup.enter_context(tempfile.TemporaryDirectory())
+        server = cleanup.enter_context(LocalServer("local[2]"))
         spark = SparkSession.builder.remote(server.url).create()
+        cleanup.callback(spark.stop)
         spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", 10000)
         workers = SparkSession.builder.remote(server.url).create()
+        cleanup.callback(workers.stop)
         workers.conf.set("spark.sparkgap.predict.direct", "false")
         results = {}
         for case in cases(spark, folder, options.rows):
             other = next(each for each in cases(workers, folder, options.rows) if each.name == case.name)
             results[case.name] = measure(case, other, options)
             report(case.name, results[case.name], options.rows)
-        spark.stop()
-        workers.stop()
     if options.json is not None:
         options.json.write_text(json.dumps({"rows": options.rows, "seconds": results}, indent=2))
 
@@ -130,7 +134,7 @@ def measure(case: Case, workers: Case, options: argparse.Namespace) -> dict[str,
     make, shapes = case.make_predict_fn, case.shapes
     settings = {"return_type": case.return_type, "batch_size": case.batch_size, "input_tensor_shapes": shapes}
     direct = sparkgap_predict(make, **settings)
-    peer = pyspark_predict(make, **settings)
+    peer = pyspark_predict(make, **{**settings, "return_type": DataType.fromDDL(case.return_type)})
 
     @F.arrow_udf("boolean")
     def nothing(batches: Iterator[pa.Array]) -> Iterator[pa.Array]:
@@ -148,12 +152,12 @@ def measure(case: Case, workers: Case, options: argparse.Namespace) -> dict[str,
     }
     seconds: dict[str, list[float]] = {name: [] for name, (_, function) in ways.items() if function is not None}
     for number in range(options.rounds + 1):
-        for name in seconds:
+        for name, times in seconds.items():
             frame, function = ways[name]
             began = time.perf_counter()
             frame.select(function(*case.columns).alias("p")).write.format("noop").mode("overwrite").save()
             if number:
-                seconds[name].append(time.perf_counter() - began)
+                times.append(time.perf_counter() - began)
         print(f"{case.name}: round {number} of {options.rounds}", file=sys.stderr)
     return seconds
 

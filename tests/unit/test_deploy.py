@@ -24,6 +24,7 @@ TEXTS = sorted(p for p in DEPLOY.rglob("*") if p.is_file() and "__pycache__" not
 PACKAGE = "org.apache.spark.sql.connect.sparkgap"
 EXTENSION = {
     "spark.plugins": f"{PACKAGE}.SparkgapPlugin",
+    "spark.sql.extensions": f"{PACKAGE}.SparkgapRules",
     "spark.connect.extensions.command.classes": f"{PACKAGE}.SparkgapCommands",
     "spark.connect.extensions.expression.classes": f"{PACKAGE}.SparkgapExpressions",
     "spark.connect.extensions.getStatus.classes": f"{PACKAGE}.SparkgapStatus",
@@ -35,7 +36,8 @@ OPTIONAL_KEYS = {
     "spark.sparkgap.events.maxBytes",
     "spark.sparkgap.runs.keptBytes",
 }
-OWN_KEYS = {"spark.sparkgap.readyFile", *OPTIONAL_KEYS}
+SESSION_KEYS = {"spark.sparkgap.predict.direct"}
+OWN_KEYS = {"spark.sparkgap.readyFile", *OPTIONAL_KEYS, *SESSION_KEYS}
 TOKEN = "SPARK_CONNECT_AUTHENTICATE_TOKEN"
 
 yaml_rules = YamlLintConfig(
@@ -176,7 +178,7 @@ def test_defaults_offer_gpus_overhead_and_python_commented_out(defaults):
 
 
 def test_the_settings_that_are_named_exist():
-    settings = (ROOT / "server_ext" / "jvm" / "Settings.scala").read_text()
+    settings = "".join(path.read_text() for path in (ROOT / "server_ext" / "jvm").glob("*.scala"))
     assert set(re.findall(r'"(spark\.sparkgap\.[\w.]+)"', settings)) >= OWN_KEYS
 
 

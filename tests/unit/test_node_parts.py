@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sparkgap_protos.v1 import run_pb2
+from sparkgap_protos.v1 import node_pb2, run_pb2
 from sparkgap_server import wire
 from sparkgap_server.nursery.lines import MAX_LINE_BYTES, LineCollector
 from sparkgap_server.predict.batches import Rebatcher
@@ -135,6 +135,31 @@ def test_a_batch_crosses_the_memory_both_ways(column: pa.Array) -> None:
     offset, written = host.write(length, arrived)
     assert worker.read(offset, written).equals(batch)
     worker.close()
+    host.close()
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY_LAYOUT if name not in ("maps", "nothing")])
+def test_a_column_crosses_the_memory_as_bare_buffers(name: str) -> None:
+    host = SharedMemory(capacity=64)
+    column = EVERY_LAYOUT[name]
+    layout, end = host.write_column(7, column)
+    message = node_pb2.ColumnBatch(rows=len(column), length=end, columns=[layout])
+    (arrived,) = host.read_columns(pa.schema([("0", column.type)]), message)
+    arrived.validate(full=True)
+    assert arrived.equals(column)
+    host.close()
+
+
+def test_empty_columns_cross_the_memory_too() -> None:
+    host = SharedMemory(capacity=64)
+    for column in EVERY_LAYOUT.values():
+        if pa.types.is_map(column.type) or pa.types.is_null(column.type):
+            continue
+        empty = pa.array([], column.type)
+        layout, end = host.write_column(0, empty)
+        message = node_pb2.ColumnBatch(rows=0, length=end, columns=[layout])
+        (arrived,) = host.read_columns(pa.schema([("0", column.type)]), message)
+        assert arrived.equals(empty)
     host.close()
 
 

@@ -48,6 +48,7 @@ def predict_plan() -> plan_pb2.PredictPlan:
             shapes=[plan_pb2.InputShape(index=0, given=True, dimensions=[1, 28, 28]), plan_pb2.InputShape(index=1)]
         ),
         make_predict_fn=payload(), digest="0f" * 32, deterministic=True, argument_names=["image", "weight"],
+        session_files=True,
     )  # fmt: skip
     for value in (b"\x1a\x07\x0a\x05image", b"\x1a\x08\x0a\x06weight"):
         plan.arguments.add(type_url="type.googleapis.com/spark.connect.Expression", value=value)
@@ -117,10 +118,17 @@ MESSAGES: dict[str, Message] = {
     "rank_exit": node_pb2.RankExit(status=-9, pid=4711, last_lines=["epoch 1", ""]),
     "batch": node_pb2.Batch(length=2**33),
     "grow": node_pb2.Grow(capacity=2**33),
-    "model_ready": node_pb2.ModelReady(pid=4711, descriptor=12, capacity=1 << 20, load_seconds=1.5),
+    "model_ready": node_pb2.ModelReady(pid=4711, descriptor=12, capacity=1 << 20, load_seconds=1.5, slot=1),
     "predicted_batch": node_pb2.PredictedBatch(offset=128, length=4096, model_seconds=0.125),
     "model_failure": node_pb2.ModelFailure(
-        loading=True, exception="ValueError", message="no weights", traceback="Traceback (most recent call last):\n"
+        loading=True, exception="ValueError", message="no weights", traceback="Traceback (most recent call last):\n",
+        shown="ValueError",
+    ),
+    "column_batch": node_pb2.ColumnBatch(
+        rows=3, length=448, columns=[node_pb2.Column(nodes=[3, 0, 6, 1], buffers=[0, 0, 0, 16, 64, 1, 128, 24])], slot=1
+    ),
+    "predicted_column": node_pb2.PredictedColumn(
+        column=node_pb2.Column(nodes=[3, 0], buffers=[0, 0, 448, 24]), length=472, model_seconds=0.125, slot=1
     ),
 }  # fmt: skip
 

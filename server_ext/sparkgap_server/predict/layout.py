@@ -12,7 +12,7 @@ from sparkgap_protos.v1 import node_pb2 as pb
 ALIGNMENT = 64
 
 
-def read_column(kind: pa.DataType, column: pb.Column, memory: mmap.mmap) -> pa.Array[Any]:
+def read_column(kind: pa.DataType, column: pb.Column, memory: mmap.mmap) -> Any:
     """An array over the buffers of a column, without a copy; they can be written to where the memory can."""
     nodes = iter(zip(column.nodes[::2], column.nodes[1::2], strict=True))
     view = memoryview(memory)
