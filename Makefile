@@ -26,6 +26,7 @@ cluster-demo: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	$(BIN)/python tests/bench/launch.py
+	$(BIN)/python -W ignore tests/bench/inference.py
 
 protos: $(VENV)/.ready
 	cd protos && ../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. sparkgap_protos/v1/*.proto
