@@ -4,16 +4,13 @@ VENV := .venv
 THIN := .venv-thin
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow check cluster-demo protos bench clean
+.PHONY: demo test check cluster-demo protos bench clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python client/examples/digits.py
 
 test: $(VENV)/.ready $(THIN)/.ready check
-	$(BIN)/python -m pytest -m "not slow and not gpu"
-
-test-slow: $(VENV)/.ready $(THIN)/.ready
-	$(BIN)/python -m pytest -m "slow"
+	$(BIN)/python -m pytest
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -81,6 +81,10 @@ private final case class PredictTask(
       extends Iterator[InternalRow] {
     private val toUnsafe = UnsafeProjection.create(input, input)
     private val bound = BindReferences.bindReferences(arguments, input).toArray
+    bound.foreach(_.foreach {
+      case random: Nondeterministic => random.initialize(TaskContext.get().partitionId())
+      case _ =>
+    })
     private val joined = new JoinedRow
     private val toResult = UnsafeProjection.create((input.map(_.dataType) :+ returns).toArray)
     private var predicted: Iterator[InternalRow] = Iterator.empty

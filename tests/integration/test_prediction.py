@@ -712,3 +712,28 @@ class TestHosts:
             spark.range(0, 10, 1, 1).select(udf("id")).collect()
         assert column(spark.range(4, 6, 1, 1).select(udf("id"))) == [4.0, 5.0]
         assert len(journal.numbers("load")) == 1
+
+
+class TestArgumentExpressions:
+    @pytest.mark.parametrize(
+        "argument",
+        [
+            "rand(7)",
+            "cast(monotonically_increasing_id() as double)",
+            "cast(spark_partition_id() as double)",
+            "sqrt(id) + 1",
+            "(select 2.5D)",
+            "case when id > 3 then 1D else 2D end",
+        ],
+    )
+    def test_an_argument_may_be_any_expression(self, spark, argument):
+        def make_same():
+            return lambda x: x * 1.0
+
+        frame = spark.range(0, 20, 1, 2).withColumn("a", F.expr(argument))
+        rows = frame.select("a", predicting(make_same)("a").alias("p")).collect()
+        assert [row.p for row in rows] == [row.a for row in rows]
+        direct = spark.range(0, 20, 1, 2).select(predicting(make_same)(F.expr(argument)).alias("p")).collect()
+        assert len(direct) == 20
+        if "rand" not in argument:
+            assert [row.p for row in direct] == [row.a for row in rows]
