@@ -15,6 +15,7 @@ from sparkgap_protos import PROTOCOL
 from sparkgap_protos.v1 import plan_pb2 as pb
 from sparkgap_protos.v1 import run_pb2
 
+from sparkgap import background
 from sparkgap.errors import ExtensionError, PlanError, ProtocolError, VersionError, refusal
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def execute(session: SparkSession, **kind: Message) -> Iterator[run_pb2.Reply]:
     with translated():
         request = client._execute_plan_request_with_metadata()
         request.plan.command.extension.Pack(command)
-        for response in client._execute_and_fetch_as_iterator(request, {}):
+        for response in background.stream(lambda: client._execute_and_fetch_as_iterator(request, {})):
             _established.add(client)
             if isinstance(response, any_pb2.Any):
                 yield _reply(response)
@@ -120,12 +121,15 @@ _established: weakref.WeakSet[SparkConnectClient] = weakref.WeakSet()  # those w
 def _ask(client: SparkConnectClient, **kind: Message) -> run_pb2.Reply:
     query = any_pb2.Any()
     query.Pack(pb.Query(protocol=PROTOCOL, client=client_name(), **kind))  # type: ignore[arg-type]
-    if client not in _established:
-        client._analyze(method="spark_version")  # GetStatus never creates the session, any other call does
-        _established.add(client)
+
+    def ask_once() -> Iterator[Any]:
+        if client not in _established:
+            client._analyze(method="spark_version")  # GetStatus never creates the session, any other call does
+            _established.add(client)
+        yield from client._get_operation_statuses(operation_ids=None, request_extensions=[query]).extensions
+
     with translated():
-        response = client._get_operation_statuses(operation_ids=None, request_extensions=[query])
-        for extension in response.extensions:
+        for extension in background.stream(ask_once):
             return _reply(extension)
     raise _missing()
 
