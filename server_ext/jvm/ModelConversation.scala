@@ -17,7 +17,6 @@ import org.sparkproject.connect.protobuf.DynamicMessage
 import org.apache.spark.{SparkException, TaskContext}
 import org.apache.spark.api.python.PythonException
 import org.apache.spark.sql.catalyst.InternalRow
-import org.apache.spark.sql.catalyst.expressions.Expression
 import org.apache.spark.sql.execution.metric.SQLMetric
 import org.apache.spark.sql.types.StructType
 import org.apache.spark.sql.util.ArrowUtils
@@ -31,16 +30,19 @@ private[sparkgap] final class ModelConversation(
     columns: StructType,
     answer: StructType,
     timeZone: String,
+    maxBatchBytes: Long,
     metrics: Map[String, SQLMetric]) extends AutoCloseable {
 
   private val name = plan.string("name")
   private val allocator = ArrowUtils.rootAllocator.newChildAllocator(s"sparkgap $name", 0, Long.MaxValue)
   private val encoders = columns.fields.map(ColumnEncoder(_, timeZone))
+  private val accounted = new MappedBytes(TaskContext.get().taskMemoryManager())
   private val root = VectorSchemaRoot.create(ArrowUtils.toArrowSchema(answer, timeZone, true, false), allocator)
   private var connection: NurseryConnection = _
-  private val slots = mutable.ArrayBuffer.empty[HostMemory]
+  private val slots = mutable.ArrayBuffer.empty[BatchMemory]
   private val waiting = mutable.Queue.empty[Int] // slots that are with the model
   private var reading = -1 // slot whose predictions are being read
+  private var filling = -1 // slot of the batch that is being filled
   private var closed = false
   TaskContext.get().addTaskInterruptListener(new TaskInterruptListener {
     def onTaskInterrupted(task: TaskContext, reason: String): Unit = hangUp()
@@ -48,41 +50,29 @@ private[sparkgap] final class ModelConversation(
 
   def underWay: Int = waiting.size
 
-  /** A batch to be filled, once the predictions that `receive` gave last are no longer read; the first one makes the connection. */
-  def begin(): Batch = {
+  /** Columns of the next batch, to be filled equally long, once the predictions that `receive` gave last are no longer read; the first batch makes the
+    * connection. */
+  def begin(): Array[ColumnEncoder] = {
     reading = -1
     if (connection == null) connect()
-    encoders.foreach(_.clear())
-    new Batch
+    filling = slots.indices.find(!waiting.contains(_)).get
+    slots(filling).clear()
+    encoders.foreach(_.begin(slots(filling)))
+    encoders
   }
 
-  final class Batch {
-    var rows = 0
-
-    def add(row: InternalRow, arguments: Array[Expression]): Unit = {
-      var index = 0
-      while (index < encoders.length) {
-        encoders(index).add(arguments(index).eval(row))
-        index += 1
-      }
-      rows += 1
+  def send(): Unit = {
+    val rows = encoders.head.length
+    val columns = encoders.toSeq.map { encoder =>
+      val layout = new Layout
+      encoder.finish(layout)
+      layout.toMessage
     }
-  }
-
-  def send(batch: Batch): Unit = {
-    val slot = slots.indices.find(each => each != reading && !waiting.contains(each)).get
-    val memory = slots(slot)
-    memory.ensure(encoders.map(_.bytes).sum)
-    var end = 0L
-    val layout = encoders.toSeq.map { encoder =>
-      val column = encoder.write(memory, end)
-      end = column.end
-      column.toMessage
-    }
+    val end = slots(filling).used
     metrics("bytesSent") += end
     metrics("batches") += 1
-    connection.send(FrameKind.ColumnBatch, Schema.build("ColumnBatch")("rows" -> batch.rows, "length" -> end, "columns" -> layout, "slot" -> slot).toByteArray)
-    waiting.enqueue(slot)
+    connection.send(FrameKind.ColumnBatch, Schema.build("ColumnBatch")("rows" -> rows, "length" -> end, "columns" -> columns, "slot" -> filling).toByteArray)
+    waiting.enqueue(filling)
   }
 
   /** The predictions of the oldest batch under way; valid until the next call. */
@@ -112,6 +102,7 @@ private[sparkgap] final class ModelConversation(
     root.close()
     encoders.foreach(_.close())
     slots.foreach(_.close())
+    accounted.close()
     allocator.close()
   }
 
@@ -154,9 +145,9 @@ private[sparkgap] final class ModelConversation(
     out.toByteArray
   }
 
-  private def map(ready: Array[Byte]): HostMemory = {
+  private def map(ready: Array[Byte]): BatchMemory = {
     val message = Schema.parse("ModelReady", ready)
-    new HostMemory(Path.of(s"/proc/${message.int("pid")}/fd/${message.int("descriptor")}"))
+    new BatchMemory(Path.of(s"/proc/${message.int("pid")}/fd/${message.int("descriptor")}"), maxBatchBytes, accounted)
   }
 
   private def expect(kind: Int): Array[Byte] = body(receiveFrame(), kind)

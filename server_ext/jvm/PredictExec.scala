@@ -1,42 +1,21 @@
-// The direct way of a prediction: Spark has pulled our UDF out of whatever expression it stood in, and planned a node that runs it in Python workers;
-// the rule here exchanges that node for one whose tasks hand batches to the model host themselves, through shared memory.
+// The direct way of a prediction: tasks of the JVM hand batches to the model host themselves, through shared memory.
 package org.apache.spark.sql.connect.sparkgap
 
-import org.apache.spark.TaskContext
+import org.apache.spark.{SparkEnv, TaskContext}
 import org.apache.spark.rdd.RDD
-import org.apache.spark.sql.SparkSessionExtensions
 import org.apache.spark.sql.catalyst.InternalRow
-import org.apache.spark.sql.catalyst.expressions._
-import org.apache.spark.sql.catalyst.rules.Rule
-import org.apache.spark.sql.execution.{ColumnarRule, SparkPlan, UnaryExecNode}
+import org.apache.spark.sql.catalyst.expressions.{Attribute, AttributeSet, Expression, JoinedRow, PythonUDF, UnsafeProjection, UnsafeRow}
+import org.apache.spark.sql.execution.{SparkPlan, UnaryExecNode}
 import org.apache.spark.sql.execution.metric.{SQLMetric, SQLMetrics}
-import org.apache.spark.sql.execution.python.{ArrowEvalPythonExec, RowQueues}
-import org.apache.spark.sql.internal.SQLConf
+import org.apache.spark.sql.execution.python.RowQueues
 import org.apache.spark.sql.types.{DataType, StructField, StructType}
+import org.apache.spark.sql.vectorized.ColumnarBatch
 
 import Schema._
 
-/** `spark.sql.extensions` */
-class SparkgapRules extends (SparkSessionExtensions => Unit) {
-  override def apply(extensions: SparkSessionExtensions): Unit =
-    extensions.injectColumnar(_ => new ColumnarRule { override def preColumnarTransitions: Rule[SparkPlan] = DirectPrediction })
-}
-
-object DirectPrediction extends Rule[SparkPlan] {
-  /** Session setting; false leaves predictions to Spark's Python workers, with the same results. */
-  val Setting = "spark.sparkgap.predict.direct"
-
-  override def apply(plan: SparkPlan): SparkPlan =
-    if (!SQLConf.get.getConfString(Setting, "true").toBoolean) plan
-    else plan.transformUp {
-      case node: ArrowEvalPythonExec if node.udfs.size == 1 && !node.udfs.head.children.exists(_.exists(_.isInstanceOf[PythonUDF])) =>
-        Predict.planOf(node.udfs.head).filterNot(_.bool("session_files"))
-          .fold[SparkPlan](node)(_ => PredictExec(node.udfs.head, node.resultAttrs.head, node.child))
-    }
-}
-
-case class PredictExec(udf: PythonUDF, result: Attribute, child: SparkPlan) extends UnaryExecNode {
-  override def output: Seq[Attribute] = child.output :+ result
+/** The rows of its child with a prediction each, of their columns those in `kept`; `columnar` where the child gives vectors instead of rows. */
+case class PredictExec(udf: PythonUDF, result: Attribute, kept: Seq[Attribute], child: SparkPlan, columnar: Boolean = false) extends UnaryExecNode {
+  override def output: Seq[Attribute] = kept :+ result
   override def producedAttributes: AttributeSet = AttributeSet(result)
   override protected def withNewChildInternal(newChild: SparkPlan): PredictExec = copy(child = newChild)
   override def nodeName: String = s"Predict ${udf.name}"
@@ -51,70 +30,149 @@ case class PredictExec(udf: PythonUDF, result: Attribute, child: SparkPlan) exte
     "loadTime" -> SQLMetrics.createNanoTimingMetric(sparkContext, "time loading the model"))
 
   override protected def doExecute(): RDD[InternalRow] = {
-    val task = PredictTask(Predict.planOf(udf).get.toByteArray, udf.name, udf.children, udf.dataType, child.output, conf.sessionLocalTimeZone, metrics)
-    child.execute().mapPartitionsInternal(rows => if (rows.hasNext) task.predict(rows) else Iterator.empty)
+    val task = PredictTask(Predict.planOf(udf).get.toByteArray, udf.children, udf.dataType, kept, child.output, conf.sessionLocalTimeZone, metrics)
+    if (columnar) child.executeColumnar().mapPartitionsInternal(batches => task.predict(new VectorInput(task, batches)))
+    else child.execute().mapPartitionsWithIndexInternal((partition, rows) => task.predict(new RowInput(task, rows, partition)))
   }
 }
 
 /** What a task needs; travels in the closure. */
 private final case class PredictTask(
     plan: Array[Byte],
-    name: String,
     arguments: Seq[Expression],
     returns: DataType,
+    kept: Seq[Attribute],
     input: Seq[Attribute],
     timeZone: String,
     metrics: Map[String, SQLMetric]) {
 
-  def predict(rows: Iterator[InternalRow]): Iterator[InternalRow] = {
+  /** Ordinals of the arguments, if all of them are columns of the input. */
+  def ordinals: Option[Array[Int]] = {
+    val found = arguments.map { case column: Attribute => input.indexWhere(_.exprId == column.exprId); case _ => -1 }
+    Option.when(!found.contains(-1))(found.toArray)
+  }
+
+  def predict(from: Input): Iterator[InternalRow] = if (!from.hasNext) Iterator.empty else {
     val message = Schema.parse("PredictPlan", plan)
     val context = TaskContext.get()
     val columns = StructType(arguments.zipWithIndex.map { case (each, index) => StructField(index.toString, each.dataType, each.nullable) })
-    val conversation = new ModelConversation(message, columns, StructType(Seq(StructField("prediction", returns))), timeZone, metrics)
-    val queue = RowQueues.create(context.taskMemoryManager(), input.length)
-    context.addTaskCompletionListener[Unit] { _ => conversation.close(); queue.close() }
-    new Predictions(rows, queue, conversation, message.int("batch_size"))
+    val answer = StructType(Seq(StructField("prediction", returns)))
+    val conversation = new ModelConversation(message, columns, answer, timeZone, new Settings(SparkEnv.get.conf).maxBatchBytes, metrics)
+    context.addTaskCompletionListener[Unit](_ => conversation.close())
+    val predictions = new Predictions(from, conversation, message.int("batch_size"), metrics("numOutputRows"))
+    if (kept.isEmpty) withoutColumns(predictions)
+    else {
+      val queue = RowQueues.create(context.taskMemoryManager(), kept.length)
+      context.addTaskCompletionListener[Unit](_ => queue.close())
+      from.keep(queue)
+      withColumns(predictions, queue)
+    }
   }
 
-  /** Rows wait in Spark's own queue, which spills, while their batch is with the model; at most two batches are under way. */
-  private final class Predictions(rows: Iterator[InternalRow], queue: RowQueues.Queue, conversation: ModelConversation, batchSize: Int)
-      extends Iterator[InternalRow] {
-    private val toUnsafe = UnsafeProjection.create(input, input)
-    private val bound = BindReferences.bindReferences(arguments, input).toArray
-    bound.foreach(_.foreach {
-      case random: Nondeterministic => random.initialize(TaskContext.get().partitionId())
-      case _ =>
-    })
-    private val joined = new JoinedRow
-    private val toResult = UnsafeProjection.create((input.map(_.dataType) :+ returns).toArray)
-    private var predicted: Iterator[InternalRow] = Iterator.empty
+  private def withoutColumns(predictions: Iterator[InternalRow]): Iterator[InternalRow] = {
+    val toResult = UnsafeProjection.create(Array(returns))
+    predictions.map(toResult)
+  }
 
-    override def hasNext: Boolean = predicted.hasNext || {
-      while (conversation.underWay < 2 && rows.hasNext) fill()
-      if (conversation.underWay == 0) false
-      else {
-        predicted = conversation.receive()
-        predicted.hasNext
+  private def withColumns(predictions: Iterator[InternalRow], queue: RowQueues.Queue): Iterator[InternalRow] = {
+    val joined = new JoinedRow
+    val toResult = UnsafeProjection.create((kept.map(_.dataType) :+ returns).toArray)
+    predictions.map(prediction => toResult(joined(queue.remove(), prediction)))
+  }
+}
+
+/** The rows of a partition on their way into batches. */
+private sealed trait Input {
+  def hasNext: Boolean
+
+  /** Up to `rows` of them, and at least one. */
+  def fill(columns: Array[ColumnEncoder], rows: Int): Unit
+
+  /** What is kept of each row goes there, in Spark's own queue, which spills. */
+  def keep(queue: RowQueues.Queue): Unit
+}
+
+private final class RowInput(task: PredictTask, rows: Iterator[InternalRow], partition: Int) extends Input {
+  private val direct = task.ordinals
+  private val ordinals = direct.getOrElse(task.arguments.indices.toArray)
+  private val toArguments = Option.when(direct.isEmpty)(UnsafeProjection.create(task.arguments, task.input))
+  toArguments.foreach(_.initialize(partition)) // for random expressions
+  private var waiting: Option[RowQueues.Queue] = None
+  private val toKept = UnsafeProjection.create(task.kept, task.input)
+  private val keepsAll = task.kept == task.input
+
+  override def keep(queue: RowQueues.Queue): Unit = waiting = Some(queue)
+
+  override def hasNext: Boolean = rows.hasNext
+
+  override def fill(columns: Array[ColumnEncoder], limit: Int): Unit = {
+    var filled = 0
+    while (filled < limit && rows.hasNext) {
+      val row = rows.next()
+      if (waiting.isDefined) waiting.get.add(row match {
+        case unsafe: UnsafeRow if keepsAll => unsafe
+        case other => toKept(other)
+      })
+      val arguments = if (toArguments.isEmpty) row else toArguments.get(row)
+      var index = 0
+      while (index < columns.length) {
+        columns(index).add(arguments, ordinals(index))
+        index += 1
       }
+      filled += 1
     }
+  }
+}
 
-    override def next(): InternalRow = {
-      if (!hasNext) throw new NoSuchElementException
-      metrics("numOutputRows") += 1
-      toResult(joined(queue.remove(), predicted.next()))
-    }
+private final class VectorInput(task: PredictTask, batches: Iterator[ColumnarBatch]) extends Input {
+  private val ordinals = task.ordinals.get
+  private val toKept = UnsafeProjection.create(task.kept, task.input)
+  private var waiting: Option[RowQueues.Queue] = None
+  private var batch: ColumnarBatch = _
+  private var position, end = 0
 
-    private def fill(): Unit = {
-      val batch = conversation.begin()
-      while (batch.rows < batchSize && rows.hasNext) {
-        val row = rows.next() match {
-          case unsafe: UnsafeRow => unsafe
-          case other => toUnsafe(other)
-        }
-        queue.add(row)
-        batch.add(row, bound)
-      }
-      conversation.send(batch)
+  override def keep(queue: RowQueues.Queue): Unit = waiting = Some(queue)
+
+  override def hasNext: Boolean = {
+    while (position == end && batches.hasNext) {
+      batch = batches.next()
+      position = 0
+      end = batch.numRows()
     }
+    position < end
+  }
+
+  override def fill(columns: Array[ColumnEncoder], limit: Int): Unit = {
+    var missing = limit
+    while (missing > 0 && hasNext) {
+      val until = position + math.min(missing, end - position)
+      columns.indices.foreach(index => columns(index).addAll(batch.column(ordinals(index)), position, until))
+      waiting.foreach(queue => (position until until).foreach(row => queue.add(toKept(batch.getRow(row)))))
+      missing -= until - position
+      position = until
+    }
+  }
+}
+
+/** One row a prediction, valid until the next. At most two batches are under way: the next one is filled while the model computes. */
+private final class Predictions(from: Input, conversation: ModelConversation, batchSize: Int, counted: SQLMetric) extends Iterator[InternalRow] {
+  private var predicted: Iterator[InternalRow] = Iterator.empty
+
+  override def hasNext: Boolean = predicted.hasNext || {
+    while (conversation.underWay < 2 && from.hasNext) {
+      from.fill(conversation.begin(), batchSize)
+      conversation.send()
+    }
+    if (conversation.underWay == 0) false
+    else {
+      predicted = conversation.receive()
+      predicted.hasNext
+    }
+  }
+
+  override def next(): InternalRow = {
+    if (!hasNext) throw new NoSuchElementException
+    counted += 1
+    predicted.next()
   }
 }

@@ -30,6 +30,9 @@ final class Settings(conf: SparkConf) {
   def keptRuns: Int = conf.getInt("spark.sparkgap.runs.kept", 100)
   def keptBytes: Long = conf.getSizeAsBytes("spark.sparkgap.runs.keptBytes", "512m")
 
+  /** A batch with its predictions in shared memory may have this many bytes; a task has two. A mapping of the JVM ends at 2 GiB. */
+  def maxBatchBytes: Long = math.min(conf.getSizeAsBytes("spark.sparkgap.batch.maxBytes", "2g"), Int.MaxValue)
+
   /** An idle model host ends after this time. */
   def hostIdleSeconds: Long = conf.getTimeAsSeconds("spark.sparkgap.host.idleTimeout", "30min")
 
