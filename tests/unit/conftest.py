@@ -11,7 +11,12 @@ from pyspark import cloudpickle
 
 sys.path.insert(0, str(Path(__file__).parent))
 import nursery_client
+from hypothesis import settings
 from nursery_client import NurseryProcess, running_nursery
+
+# No test asserts a time: other work on the machine may make any example slow.
+settings.register_profile("sparkgap", deadline=None)
+settings.load_profile("sparkgap")
 
 
 @pytest.fixture(scope="module")
