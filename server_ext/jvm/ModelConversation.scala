@@ -8,19 +8,17 @@ import java.nio.file.Path
 import scala.collection.mutable
 import scala.jdk.CollectionConverters._
 
-import org.apache.arrow.memory.{ArrowBuf, ReferenceManager}
-import org.apache.arrow.vector.{VectorLoader, VectorSchemaRoot}
 import org.apache.arrow.vector.ipc.WriteChannel
-import org.apache.arrow.vector.ipc.message.{ArrowFieldNode, ArrowRecordBatch, MessageSerializer}
+import org.apache.arrow.vector.ipc.message.MessageSerializer
 import org.sparkproject.connect.protobuf.DynamicMessage
 
 import org.apache.spark.{SparkException, TaskContext}
 import org.apache.spark.api.python.PythonException
 import org.apache.spark.sql.catalyst.InternalRow
 import org.apache.spark.sql.execution.metric.SQLMetric
-import org.apache.spark.sql.types.StructType
+import org.apache.spark.sql.types.{DataType, StructType}
 import org.apache.spark.sql.util.ArrowUtils
-import org.apache.spark.sql.vectorized.{ArrowColumnVector, ColumnarBatch, ColumnVector}
+import org.apache.spark.sql.vectorized.ColumnarBatch
 import org.apache.spark.util.TaskInterruptListener
 
 import Schema._
@@ -28,16 +26,14 @@ import Schema._
 private[sparkgap] final class ModelConversation(
     plan: DynamicMessage,
     columns: StructType,
-    answer: StructType,
+    returns: DataType,
     timeZone: String,
     maxBatchBytes: Long,
     metrics: Map[String, SQLMetric]) extends AutoCloseable {
 
   private val name = plan.string("name")
-  private val allocator = ArrowUtils.rootAllocator.newChildAllocator(s"sparkgap $name", 0, Long.MaxValue)
   private val encoders = columns.fields.map(ColumnEncoder(_, timeZone))
   private val accounted = new MappedBytes(TaskContext.get().taskMemoryManager())
-  private val root = VectorSchemaRoot.create(ArrowUtils.toArrowSchema(answer, timeZone, true, false), allocator)
   private var connection: NurseryConnection = _
   private val slots = mutable.ArrayBuffer.empty[BatchMemory]
   private val waiting = mutable.Queue.empty[Int] // slots that are with the model
@@ -85,25 +81,17 @@ private[sparkgap] final class ModelConversation(
     val memory = slots(reading)
     memory.ensure(answer.long("length"))
     val column = answer.message("column")
-    val nodes = column.longs("nodes").grouped(2).map { case Seq(length, nulls) => new ArrowFieldNode(length, nulls) }.toSeq
-    val buffers = column.longs("buffers").grouped(2).map { case Seq(offset, length) =>
-      new ArrowBuf(ReferenceManager.NO_OP, null, length, memory.address + offset).writerIndex(length)
-    }.toSeq
-    metrics("bytesReceived") += buffers.map(_.writerIndex()).sum
-    val rows = nodes.head.getLength
-    new VectorLoader(root).load(new ArrowRecordBatch(rows, nodes.asJava, buffers.asJava))
-    root.setRowCount(rows)
-    val vectors = root.getFieldVectors.asScala.map(vector => new ArrowColumnVector(vector): ColumnVector).toArray
-    new ColumnarBatch(vectors, rows).rowIterator().asScala
+    val (nodes, buffers) = (column.longs("nodes"), column.longs("buffers"))
+    metrics("bytesReceived") += buffers.grouped(2).map(_.last).sum
+    val predicted = new PredictedColumn(returns, new Places(memory.address, nodes.iterator, buffers.iterator))
+    new ColumnarBatch(Array(predicted), predicted.length).rowIterator().asScala
   }
 
   override def close(): Unit = {
     hangUp()
-    root.close()
     encoders.foreach(_.close())
     slots.foreach(_.close())
     accounted.close()
-    allocator.close()
   }
 
   private def hangUp(): Unit = synchronized {
