@@ -32,6 +32,7 @@ private[sparkgap] final class ModelConversation(
     metrics: Map[String, SQLMetric]) extends AutoCloseable {
 
   private val name = plan.string("name")
+  private val batchSize = plan.int("batch_size")
   private val encoders = columns.fields.map(ColumnEncoder(_, timeZone))
   private val accounted = new MappedBytes(TaskContext.get().taskMemoryManager())
   private var connection: NurseryConnection = _
@@ -39,12 +40,16 @@ private[sparkgap] final class ModelConversation(
   private val waiting = mutable.Queue.empty[Int] // slots that are with the model
   private var reading = -1 // slot whose predictions are being read
   private var filling = -1 // slot of the batch that is being filled
+  private var lastSeconds = 0.0
   private var closed = false
   TaskContext.get().addTaskInterruptListener(new TaskInterruptListener {
     def onTaskInterrupted(task: TaskContext, reason: String): Unit = hangUp()
   })
 
   def underWay: Int = waiting.size
+
+  /** Inside the predict function, for what `receive` gave last. */
+  def modelSeconds: Double = lastSeconds
 
   /** Columns of the next batch, to be filled equally long, once the predictions that `receive` gave last are no longer read; the first batch makes the
     * connection. */
@@ -57,7 +62,8 @@ private[sparkgap] final class ModelConversation(
     encoders
   }
 
-  def send(): Unit = {
+  /** Number of bytes sent. */
+  def send(): Long = {
     val rows = encoders.head.length
     val columns = encoders.toSeq.map { encoder =>
       val layout = new Layout
@@ -66,9 +72,10 @@ private[sparkgap] final class ModelConversation(
     }
     val end = slots(filling).used
     metrics("bytesSent") += end
-    metrics("batches") += 1
+    metrics("batches") += (rows + batchSize - 1) / batchSize
     connection.send(FrameKind.ColumnBatch, Schema.build("ColumnBatch")("rows" -> rows, "length" -> end, "columns" -> columns, "slot" -> filling).toByteArray)
     waiting.enqueue(filling)
+    end
   }
 
   /** The predictions of the oldest batch under way; valid until the next call. */
@@ -76,7 +83,8 @@ private[sparkgap] final class ModelConversation(
     val began = System.nanoTime()
     val answer = Schema.parse("PredictedColumn", expect(FrameKind.PredictedColumn))
     metrics("waitingTime") += System.nanoTime() - began
-    metrics("modelTime") += (answer.double("model_seconds") * 1e9).toLong
+    lastSeconds = answer.double("model_seconds")
+    metrics("modelTime") += (lastSeconds * 1e9).toLong
     reading = waiting.dequeue()
     val memory = slots(reading)
     memory.ensure(answer.long("length"))

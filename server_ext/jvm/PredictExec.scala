@@ -153,18 +153,20 @@ private final class VectorInput(task: PredictTask, batches: Iterator[ColumnarBat
   }
 }
 
-/** One row a prediction, valid until the next. At most two batches are under way: the next one is filled while the model computes. */
+/** One row a prediction, valid until the next. At most two chunks are under way: the next one is filled while the model computes. */
 private final class Predictions(from: Input, conversation: ModelConversation, batchSize: Int, counted: SQLMetric) extends Iterator[InternalRow] {
+  private val pace = new Pace(batchSize)
   private var predicted: Iterator[InternalRow] = Iterator.empty
 
   override def hasNext: Boolean = predicted.hasNext || {
     while (conversation.underWay < 2 && from.hasNext) {
-      from.fill(conversation.begin(), batchSize)
-      conversation.send()
+      from.fill(conversation.begin(), pace.rows)
+      pace.sent(conversation.send())
     }
     if (conversation.underWay == 0) false
     else {
       predicted = conversation.receive()
+      pace.took(conversation.modelSeconds)
       predicted.hasNext
     }
   }
@@ -174,4 +176,26 @@ private final class Predictions(from: Input, conversation: ModelConversation, ba
     counted += 1
     predicted.next()
   }
+}
+
+/** How many rows go to the host at once: one batch, or several where batches are so small and fast that the way there would cost more than the model. */
+private[sparkgap] final class Pace(batchSize: Int) {
+  private var batches = 1
+  private var bytes = 0L
+
+  def rows: Int = batches * batchSize
+
+  def sent(chunkBytes: Long): Unit = bytes = chunkBytes
+
+  def took(seconds: Double): Unit =
+    if (seconds > Pace.SlowSeconds && batches > 1) batches /= 2
+    else if (seconds < Pace.FastSeconds && 2L * rows <= Pace.MaxRows && 2 * bytes <= Pace.MaxBytes) batches *= 2
+}
+
+/** A chunk is small enough to be cancelled soon, and to be wasted by a LIMIT. The worker's chunks follow the same figures. */
+private[sparkgap] object Pace {
+  val FastSeconds = 0.001
+  val SlowSeconds = 0.01
+  val MaxRows = 4096L
+  val MaxBytes: Long = 4L << 20
 }

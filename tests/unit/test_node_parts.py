@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sparkgap_protos.v1 import node_pb2, run_pb2
 from sparkgap_server import wire
 from sparkgap_server.nursery.lines import MAX_LINE_BYTES, LineCollector
-from sparkgap_server.predict.batches import Rebatcher
+from sparkgap_server.predict.batches import Pace, Rebatcher
 from sparkgap_server.predict.memory import MappedMemory, SharedMemory, stream_size
 from sparkgap_server.predict.witness import FileWitness
 
@@ -91,19 +91,56 @@ def test_a_long_line_is_cut_and_says_so() -> None:
 
 
 @given(st.lists(st.integers(0, 20), max_size=12), st.integers(1, 15))
-def test_batches_are_full_but_the_last_and_keep_every_row_in_order(sizes: list[int], batch_size: int) -> None:
-    rebatcher = Rebatcher(batch_size)
+def test_rows_are_taken_in_order_across_the_borders_of_what_came_in(sizes: list[int], wanted: int) -> None:
+    rebatcher = Rebatcher()
     start = 0
-    batches = []
+    taken = []
     for size in sizes:
         values = np.arange(start, start + size)
         rebatcher.add((pa.array(values), pa.array(values.astype(str))))
         start += size
-        batches += list(rebatcher.whole())
-    batches += list(rebatcher.rest())
-    assert all(len(numbers) == batch_size for numbers, _ in batches[:-1])
-    assert [value for numbers, _ in batches for value in numbers.to_pylist()] == list(range(start))
-    assert [value for _, texts in batches for value in texts.to_pylist()] == [str(value) for value in range(start)]
+        while rebatcher.rows >= wanted:
+            taken.append(rebatcher.take(wanted))
+    assert all(len(column) == wanted for columns in taken for column in columns)
+    if rebatcher.rows:
+        taken.append(rebatcher.take(rebatcher.rows))
+    assert [value for numbers, _ in taken for value in numbers.to_pylist()] == list(range(start))
+    assert [value for _, texts in taken for value in texts.to_pylist()] == [str(value) for value in range(start)]
+
+
+class TestPace:
+    def test_it_begins_with_one_batch(self) -> None:
+        assert Pace(10).rows(1000) == 10
+
+    def test_it_never_takes_a_part_of_a_batch(self) -> None:
+        pace = Pace(10)
+        pace.took(0.0, 100)
+        assert [pace.rows(waiting) for waiting in (9, 10, 19, 20, 35)] == [0, 10, 10, 20, 20]
+
+    def test_fast_batches_go_together_up_to_a_limit_of_rows(self) -> None:
+        pace = Pace(10)
+        for _ in range(20):
+            pace.took(0.0001, 100)
+        assert pace.rows(10**6) == 2560
+
+    def test_and_of_bytes(self) -> None:
+        pace = Pace(10)
+        for _ in range(20):
+            pace.took(0.0001, pace.rows(10**6) * 10_000)
+        assert pace.rows(10**6) == 320
+
+    def test_slow_batches_go_alone(self) -> None:
+        pace = Pace(10)
+        for _ in range(5):
+            pace.took(0.0001, 100)
+        for _ in range(10):
+            pace.took(1.0, 100)
+        assert pace.rows(10**6) == 10
+
+    def test_a_batch_larger_than_every_limit_goes_alone(self) -> None:
+        pace = Pace(100_000)
+        pace.took(0.0, 10**9)
+        assert pace.rows(10**6) == 100_000
 
 
 # ---- shared memory ----

@@ -1,4 +1,4 @@
-"""The function that Spark's Python workers run for a prediction: cuts Arrow batches into model batches and has them predicted by the model host.
+"""The function that Spark's Python workers run for a prediction: cuts Arrow batches into chunks of whole model batches and has them predicted by the model host.
 
 The shim names `predict` in the UDF that it plans; the rows go on through shared memory to host.py.
 """
@@ -19,7 +19,7 @@ from sparkgap_protos.v1 import node_pb2 as pb
 from sparkgap_protos.v1 import plan_pb2
 
 from sparkgap_server import wire
-from sparkgap_server.predict.batches import Rebatcher
+from sparkgap_server.predict.batches import Pace, Rebatcher
 from sparkgap_server.predict.failure import builtin_error
 from sparkgap_server.predict.memory import MappedMemory, stream_size
 
@@ -48,20 +48,20 @@ Columns = Sequence["pa.Array[Any]"]
 def predict(plan_bytes: bytes, inputs: Iterator[pa.Array[Any] | tuple[pa.Array[Any], ...]]) -> Iterator[pa.Array[Any]]:
     """Predictions for the batches of one partition, in as many rows; an empty partition never asks for the model."""
     plan = plan_pb2.PredictPlan.FromString(plan_bytes)
-    rebatcher = Rebatcher(plan.batch_size)
+    rebatcher, pace = Rebatcher(), Pace(plan.batch_size)
     host: _Host | None = None
     try:
         for columns in inputs:
             rebatcher.add(columns if isinstance(columns, tuple) else (columns,))
             predicted = []
-            for batch in rebatcher.whole():
+            while rows := pace.rows(rebatcher.rows):
                 host = host or _Host(plan)
-                predicted.append(host.predict(batch))
+                predicted.append(host.predict(rebatcher.take(rows), pace))
             if predicted:
                 yield pa.concat_arrays(predicted)
-        for batch in rebatcher.rest():
+        if rebatcher.rows:
             host = host or _Host(plan)
-            yield host.predict(batch)
+            yield host.predict(rebatcher.take(rebatcher.rows), pace)
     finally:
         if host is not None:
             host.close()
@@ -85,7 +85,7 @@ class _Host:
                     "Hosts count against spark.executor.memoryOverhead; their errors are in the executor's stderr"
                 )
 
-    def predict(self, columns: Columns) -> pa.Array[Any]:
+    def predict(self, columns: Columns, pace: Pace) -> pa.Array[Any]:
         batch = pa.RecordBatch.from_arrays(list(columns), names=[str(index) for index in range(len(columns))])
         size = stream_size(batch)
         if size > self._memory.capacity:
@@ -93,6 +93,7 @@ class _Host:
             self._memory.remap(size)
         request = pb.Batch(length=self._memory.write(batch, size))
         predicted = pb.PredictedBatch.FromString(self._ask(pb.BATCH, request, pb.PREDICTED))
+        pace.took(predicted.model_seconds, size)
         return self._memory.read(predicted.offset, predicted.length).column(0)
 
     def close(self) -> None:
