@@ -1,173 +1,143 @@
 """How fast a prediction column is, against pyspark's `predict_batch_udf` and an Arrow iterator function that computes nothing.
 
-All ways in turn, on the same server, data and settings, the prediction column alone written to nowhere; the first round of each is not counted:
+All ways in turn, on the same server, data and settings, the prediction column alone written to nowhere:
 
-    python tests/bench/inference.py [--rows 120000] [--rounds 5] [--json FILE]
+    python tests/bench/inference.py [--rows 120000] [--rounds 5] [--only binary] [--json FILE]
+    python tests/bench/inference.py --growth FILE.png [--rounds 3] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from pyspark.ml.functions import predict_batch_udf as pyspark_predict
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
-from pyspark.sql.types import DataType
-from sparkgap import predict_batch_udf as sparkgap_predict
-from sparkgap_server.local import LocalServer
+import psutil
+import pyarrow.parquet as pq
+from growth import growth
+from prediction_models import convolutional, make_convolutional, make_embedding, make_mlp, make_tabular, make_upper
+from prediction_tables import PIXELS, write_tables
+from ways import (
+    NOTHING,
+    PYSPARK,
+    SPARKGAP,
+    WORKERS,
+    Query,
+    Sessions,
+    medians,
+    nothing,
+    predict,
+    predict_by_pyspark,
+    sessions,
+    time_in_turn,
+)
 
-Run = Callable[[], None]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One kind of table and model: what each way of predicting does with it."""
-
-    name: str
-    columns: list[str]
-    make_predict_fn: Callable[[], Callable[..., Any]]
-    return_type: str
-    frame: DataFrame
-    batch_size: int = 1024
-    shapes: list[list[int]] | None = None
-
-
-def make_mlp() -> Callable[[Any], Any]:
-    import torch
-
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    model = torch.nn.Sequential(torch.nn.Linear(784, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10)).eval()
-
-    def predict(x: Any) -> Any:
-        with torch.inference_mode():
-            return model(torch.from_numpy(x)).numpy()
-
-    return predict
-
-
-def make_tabular() -> Callable[..., Any]:
-    def predict(*columns: Any) -> Any:
-        total = sum(columns)
-        return {"sum": total, "mean": total / len(columns)}
-
-    def eight(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> Any:
-        return predict(a, b, c, d, e, f, g, h)
-
-    return eight
-
-
-def make_upper() -> Callable[[Any], Any]:
-    def predict(texts: Any) -> Any:
-        import numpy as np
-
-        return np.array([text.upper() for text in texts], dtype=object)
-
-    return predict
+CONVOLUTION = "convolutional net, CPU seconds"
+IMAGES = 12_000
+PLAIN = "plain torch loop"
 
 
 def main() -> None:
     options = parse_options()
-    with ExitStack() as cleanup:
-        folder = cleanup.enter_context(tempfile.TemporaryDirectory())
-        server = cleanup.enter_context(LocalServer("local[2]"))
-        spark = SparkSession.builder.remote(server.url).create()
-        cleanup.callback(spark.stop)
-        spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", 10000)
-        workers = SparkSession.builder.remote(server.url).create()
-        cleanup.callback(workers.stop)
-        workers.conf.set("spark.sparkgap.predict.direct", "false")
-        results = {}
-        for case in cases(spark, folder, options.rows):
-            other = next(each for each in cases(workers, folder, options.rows) if each.name == case.name)
-            results[case.name] = measure(case, other, options)
-            report(case.name, results[case.name], options.rows)
+    with tempfile.TemporaryDirectory() as folder, sessions() as spark:
+        if options.growth is not None:
+            results: Any = growth(spark, Path(folder), options.rounds, options.growth)
+        else:
+            write_tables(Path(folder), options.rows, IMAGES)
+            results = {"rows": options.rows, "seconds": compare(spark, folder, options)}
+            if options.only in CONVOLUTION:
+                results[CONVOLUTION] = convolution(spark, folder, options.rounds)
     if options.json is not None:
-        options.json.write_text(json.dumps({"rows": options.rows, "seconds": results}, indent=2))
+        options.json.write_text(json.dumps(results, indent=2))
 
 
-def cases(spark: SparkSession, folder: str, rows: int) -> Iterator[Case]:
-    path = Path(folder)
-    if not (path / "tensors").exists():
-        write_tables(spark, folder, rows)
-    tensors = spark.read.parquet(f"{folder}/tensors")
-    yield Case("array<float>[784], small MLP", ["x"], make_mlp, "array<float>", tensors, shapes=[[784]])
-    scalars = spark.read.parquet(f"{folder}/scalars")
-    names = [f"c{index}" for index in range(8)]
-    yield Case("eight scalars in, struct out", names, make_tabular, "struct<sum: double, mean: double>", scalars)
-    texts = spark.read.parquet(f"{folder}/texts")
-    yield Case("strings in, strings out", ["text"], make_upper, "string", texts)
-
-
-def write_tables(spark: SparkSession, folder: str, rows: int) -> None:
-    """Written by pyarrow into two files each, so that both cores have one."""
-    import pyarrow.parquet as pq
-
-    generator = np.random.default_rng(0)
-    for part in range(2):
-        count = rows // 2
-        pixels = pa.array(generator.random(count * 784, dtype=np.float32))
-        offsets = pa.array(np.arange(0, count * 784 + 1, 784, dtype=np.int32))
-        tables = {
-            "tensors": pa.table({"x": pa.ListArray.from_arrays(offsets, pixels)}),
-            "scalars": pa.table({f"c{index}": generator.random(count * 5) for index in range(8)}),
-            "texts": pa.table({"text": [f"row number {index} of part {part}" for index in range(count * 5)]}),
-        }
-        for name, table in tables.items():
-            Path(folder, name).mkdir(exist_ok=True)
-            pq.write_table(table, f"{folder}/{name}/part-{part}.parquet")
-
-
-def measure(case: Case, workers: Case, options: argparse.Namespace) -> dict[str, list[float]]:
-    make, shapes = case.make_predict_fn, case.shapes
-    settings = {"return_type": case.return_type, "batch_size": case.batch_size, "input_tensor_shapes": shapes}
-    direct = sparkgap_predict(make, **settings)
-    peer = pyspark_predict(make, **{**settings, "return_type": DataType.fromDDL(case.return_type)})
-
-    @F.arrow_udf("boolean")
-    def nothing(batches: Iterator[pa.Array]) -> Iterator[pa.Array]:
-        import pyarrow
-
-        for batch in batches:
-            first = batch[0] if isinstance(batch, tuple) else batch
-            yield pyarrow.nulls(len(first), pyarrow.bool_())
-
-    ways: dict[str, tuple[DataFrame, Any]] = {
-        "sparkgap": (case.frame, direct),
-        "sparkgap, in Python workers": (workers.frame, direct),
-        "Arrow function, computes nothing": (case.frame, nothing if len(case.columns) == 1 else None),
-        "pyspark predict_batch_udf": (case.frame, peer),
+def compare(spark: Sessions, folder: str, options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+    tensors = Query(f"{folder}/arrays", ["x"], make_mlp, "array<float>", shapes=[[PIXELS]])
+    binaries = Query(
+        f"{folder}/binaries", ["x"], make_mlp, "array<float>", shapes=[[PIXELS]], options={"input_dtypes": ["float32"]}
+    )
+    scalars = [f"c{index}" for index in range(8)]
+    tabular = Query(f"{folder}/scalars", scalars, make_tabular, "struct<sum: double, mean: double>")
+    texts = Query(f"{folder}/texts", ["text"], make_upper, "string")
+    embedding = Query(f"{folder}/numbers", ["x"], make_embedding, "array<float>")
+    # What is predicted, how pyspark does it, and whether an Arrow function takes part.
+    queries = {
+        f"array<float>[{PIXELS}] in, small MLP": (tensors, tensors, True),
+        "the same tensors as binary; pyspark's as array": (binaries, tensors, False),
+        "eight scalars in, struct out": (tabular, tabular, False),
+        "strings in, strings out": (texts, texts, True),
+        "a scalar in, array<float>[384] out": (embedding, embedding, False),
     }
-    seconds: dict[str, list[float]] = {name: [] for name, (_, function) in ways.items() if function is not None}
-    for number in range(options.rounds + 1):
-        for name, times in seconds.items():
-            frame, function = ways[name]
-            began = time.perf_counter()
-            frame.select(function(*case.columns).alias("p")).write.format("noop").mode("overwrite").save()
-            if number:
-                times.append(time.perf_counter() - began)
-        print(f"{case.name}: round {number} of {options.rounds}", file=sys.stderr)
+    results = {}
+    for name, (ours, theirs, with_nothing) in queries.items():
+        if options.only not in name:
+            continue
+        ways = {SPARKGAP: predict(spark.direct, ours), WORKERS: predict(spark.workers, ours)}
+        if with_nothing:
+            ways[NOTHING] = nothing(spark.direct, ours)
+        ways[PYSPARK] = predict_by_pyspark(spark.direct, theirs)
+        results[name] = time_in_turn(name, ways, options.rounds)
+        report(name, results[name])
+    return results
+
+
+def report(name: str, seconds: dict[str, list[float]]) -> None:
+    found = medians(seconds)
+    print(f"\n{name}\n{'':<36}{'median':>9}{'times pyspark':>15}")
+    for way, median in found.items():
+        print(f"{way:<36}{median:>7.2f} s{found[PYSPARK] / median:>15.2f}")
+
+
+def convolution(spark: Sessions, folder: str, rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of the whole model host during a query, against those of a plain torch loop over the same batches; one torch thread each."""
+    query = Query(
+        f"{folder}/images", ["x"], make_convolutional, "array<float>", 256, [[1, 28, 28]], {"input_dtypes": ["float32"]}
+    )
+    rows = pq.read_table(f"{folder}/images")["x"].to_pylist()
+    images = np.frombuffer(b"".join(rows), np.float32).reshape(-1, 1, 28, 28).copy()
+    run = predict(spark.direct, query)
+    known = set(psutil.pids())
+    run()
+    hosts = [process for process in psutil.Process().children(recursive=True) if process.pid not in known]
+    model = convolutional()
+    seconds: dict[str, list[float]] = {SPARKGAP: [], PLAIN: []}
+    for number in range(rounds + 1):
+        before = sum(map(cpu_seconds, hosts))
+        run()
+        used = sum(map(cpu_seconds, hosts)) - before
+        plain = plain_loop(model, images)
+        if number:
+            seconds[SPARKGAP].append(used)
+            seconds[PLAIN].append(plain)
+        print(f"{CONVOLUTION}: round {number} of {rounds}", file=sys.stderr)
+    found = medians(seconds)
+    print(f"\n{CONVOLUTION}, {len(images)} images\n{'':<36}{'median':>9}{'times torch':>15}")
+    for name, median in found.items():
+        print(f"{name:<36}{median:>7.2f} s{median / found[PLAIN]:>15.2f}")
     return seconds
 
 
-def report(case: str, seconds: dict[str, list[float]], rows: int) -> None:
-    peer = statistics.median(seconds["pyspark predict_batch_udf"])
-    print(f"\n{case}\n{'':<36}{'median':>9}{'times pyspark':>15}")
-    for name, times in seconds.items():
-        median = statistics.median(times)
-        print(f"{name:<36}{median:>7.2f} s{peer / median:>15.2f}")
+def cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def plain_loop(model: Any, images: Any, batch_size: int = 256) -> float:
+    """In this process."""
+    import torch
+
+    torch.set_num_threads(1)
+    began = time.process_time()
+    with torch.inference_mode():
+        for start in range(0, len(images), batch_size):
+            model(torch.from_numpy(images[start : start + batch_size])).numpy()
+    return time.process_time() - began
 
 
 def parse_options() -> argparse.Namespace:
@@ -176,9 +146,12 @@ def parse_options() -> argparse.Namespace:
         "--rows", type=int, default=120_000, help="of the tensors; scalars and texts have five times as many"
     )
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", metavar="TEXT", help="comparisons with this in their name")
+    parser.add_argument("--growth", type=Path, metavar="FILE.png", help="instead: how times grow, as table and plot")
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     main()

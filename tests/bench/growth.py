@@ -1,0 +1,88 @@
+"""How the time of a prediction grows with rows, columns and batch size, against pyspark's; `inference.py --growth` calls it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from prediction_models import make_total
+from prediction_tables import PARTS, write
+from ways import PYSPARK, SPARKGAP, Query, Sessions, medians, predict, predict_by_pyspark, time_in_turn
+
+INK, MUTED, HAIRLINE, BLUE, RED = "#1f2933", "#64707d", "#d9dee4", "#2166ac", "#c0392b"
+
+#: What grows, its values, and what stands still meanwhile.
+SWEEPS = {
+    "rows": ([10_000, 30_000, 100_000, 300_000, 1_000_000], {"columns": 4, "batch size": 1024}),
+    "columns": ([1, 2, 4, 8], {"rows": 300_000, "batch size": 1024}),
+    "batch size": ([1, 10, 100, 1000, 10_000], {"rows": 30_000, "columns": 4}),
+}
+
+Points = dict[str, dict[int, dict[str, float]]]
+
+
+def growth(spark: Sessions, folder: Path, rounds: int, picture: Path) -> Points:
+    """Time every point of each sweep, print a table and draw it. Returns medians in seconds, by sweep, value and way."""
+    points: Points = {}
+    for swept, (values, still) in SWEEPS.items():
+        points[swept] = {}
+        print(
+            f"\n{swept:>12}{'sparkgap':>12}{'pyspark':>12}{'ratio':>8}    "
+            + ", ".join(f"{value} {name}" for name, value in still.items())
+        )
+        for value in values:
+            found = point(spark, folder, rounds, {**still, swept: value})
+            points[swept][value] = found
+            print(
+                f"{value:>12}{found[SPARKGAP]:>10.3f} s{found[PYSPARK]:>10.3f} s{found[PYSPARK] / found[SPARKGAP]:>8.1f}",
+                flush=True,
+            )
+    draw(points, picture)
+    return points
+
+
+def point(spark: Sessions, folder: Path, rounds: int, size: dict[str, int]) -> dict[str, float]:
+    table = folder / f"{size['rows']}-rows"
+    if not table.exists():
+        generator = np.random.default_rng(0)
+        for part in range(PARTS):
+            write(table, part, {f"c{index}": generator.random(size["rows"] // PARTS) for index in range(8)})
+    columns = [f"c{index}" for index in range(size["columns"])]
+    query = Query(str(table), columns, make_total(size["columns"]), "double", size["batch size"])
+    ways = {SPARKGAP: predict(spark.direct, query), PYSPARK: predict_by_pyspark(spark.direct, query)}
+    return medians(time_in_turn(", ".join(f"{value} {name}" for name, value in size.items()), ways, rounds))
+
+
+def draw(points: Points, picture: Path) -> None:
+    """One panel a sweep, logarithmic both ways."""
+    figure = Figure(figsize=(12, 4.2), dpi=150, facecolor="white")
+    figure.text(0.045, 0.92, "Seconds of one prediction query as it grows", size=15, weight="bold", color=INK)
+    for place, (swept, found) in enumerate(points.items()):
+        axes = figure.add_axes((0.045 + place * 0.325, 0.14, 0.27, 0.6))
+        draw_sweep(axes, swept, found)
+    figure.savefig(picture)
+
+
+def draw_sweep(axes: Axes, swept: str, found: dict[int, dict[str, float]]) -> None:
+    still = ", ".join(f"{value:,} {name}" for name, value in SWEEPS[swept][1].items())
+    axes.set_title(f"{swept}\n", loc="left", size=12, weight="bold", color=INK)
+    axes.text(0, 1.04, still, size=10, color=MUTED, transform=axes.transAxes)
+    values = list(found)
+    for way, color in ((SPARKGAP, BLUE), (PYSPARK, RED)):
+        seconds = [found[value][way] for value in values]
+        axes.plot(values, seconds, color=color, linewidth=2, marker="o", markersize=5)
+        axes.annotate(
+            way, (values[-1], seconds[-1]), xytext=(0, 8), textcoords="offset points", ha="right", size=11, color=color
+        )
+    axes.set(xscale="log", yscale="log")
+    axes.set_xticks(values, [f"{value:,}" for value in values])
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} s")
+    axes.yaxis.grid(True, color=HAIRLINE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.margins(y=0.2)
+    axes.tick_params(labelsize=10, labelcolor=MUTED, length=0)
+    axes.spines[["left", "top", "right"]].set_visible(False)
+    axes.spines["bottom"].set_color(HAIRLINE)
