@@ -12,6 +12,7 @@ from sparkgap_protos.v1 import plan_pb2 as pb
 
 from sparkgap import channel
 from sparkgap.errors import PlanError
+from sparkgap.options import Dtypes, PlanOptions, check_return_type, label
 
 if TYPE_CHECKING:
     from pyspark.sql import Column
@@ -28,6 +29,10 @@ def predict_batch_udf(
     return_type: DataType | str,
     batch_size: int,
     input_tensor_shapes: Shapes | None = None,
+    input_dtypes: Dtypes | None = None,
+    nulls: str = "keep",
+    name: str | None = None,
+    version: str | None = None,
 ) -> PredictFunction:
     """Make a function on columns from a function that loads a model; a drop-in for `pyspark.ml.functions.predict_batch_udf`.
 
@@ -40,12 +45,29 @@ def predict_batch_udf(
         Called without arguments in the model's process; returns ``predict(*arrays)``, which takes one NumPy array for each input and returns an
         array, a dict of arrays or a list of dicts for as many rows. The inputs are valid during the call only: copy what is to be kept.
     return_type
-        Type of one prediction, as DataType or DDL string: a scalar for arrays (N,) and (N, 1), an array for (N, M), a struct for dicts.
+        Type of one prediction, as DataType or DDL string: a scalar for arrays (N,) and (N, 1), an array for (N, M), nested arrays for more
+        dimensions, a struct of scalars and arrays for dicts. A scalar is a number, a boolean, a string, a binary, a date or a timestamp;
+        naive datetime64 and datetime values of a timestamp are the session's local time, NaT is null.
     batch_size
         Rows of one call, at least 1; the last batch of a partition may have fewer.
     input_tensor_shapes
         Shape of one row of each tensor input without the batch dimension, as a list with None for scalar inputs, or as a dict from the input's
-        position to its shape. Tensors are stored flat, as arrays of numbers.
+        position to its shape. Tensors are stored flat, row-major: as arrays of numbers, as vectors of `pyspark.ml.linalg`, or as binary values
+        with an entry in `input_dtypes`.
+    input_dtypes
+        Dtype of each input as a list, None for an input that is left as it is, or as a dict from the input's position to its dtype: bool, int8 to
+        int64, uint8 to uint64, float16, float32 or float64, by name or as NumPy's own. A binary column with a shape and a dtype holds
+        little-endian tensors, which the model sees without a copy; numbers are converted as by `astype`, null becomes NaN and an error
+        where the dtype has none.
+    nulls
+        What becomes of rows with a null in a column, in a struct's field or in an array's element. "keep": the model sees NaN or None, and a null
+        tensor fails; "error": the query fails before the model sees the batch; "skip": the model does not see such rows, and their
+        prediction is null.
+    name
+        Of the model, in column names, query plans and errors; `make_predict_fn`'s own by default. It has no part in the model's identity.
+    version
+        Part of the model's identity: another version is another model, loaded for itself. For weights whose change `make_predict_fn`
+        does not show.
 
     Returns
     -------
@@ -55,7 +77,8 @@ def predict_batch_udf(
     Raises
     ------
     PlanError
-        An argument can never work (also a ValueError).
+        An argument can never work (also a ValueError). A return type in DDL that no prediction can have is refused by the server, when the
+        query is analysed.
 
     Notes
     -----
@@ -66,8 +89,16 @@ def predict_batch_udf(
         raise PlanError(f"make_predict_fn has to be a function, got a {type(make_predict_fn).__qualname__}")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 0 < batch_size <= _LARGEST:
         raise PlanError(f"batch_size has to be a positive integer, got {batch_size!r}")
-    _check_type(return_type)
-    return PredictFunction(make_predict_fn, return_type, batch_size, _shapes(input_tensor_shapes))
+    check_return_type(return_type)
+    own_name = getattr(make_predict_fn, "__name__", type(make_predict_fn).__name__)
+    return PredictFunction(
+        make_predict_fn,
+        return_type,
+        batch_size,
+        _shapes(input_tensor_shapes),
+        options=PlanOptions.of(input_dtypes, nulls, version),
+        name=own_name if name is None else label("name", name),
+    )
 
 
 class PredictFunction:
@@ -79,13 +110,17 @@ class PredictFunction:
         return_type: DataType | str,
         batch_size: int,
         shapes: pb.InputShapes | None,
+        *,
+        options: PlanOptions,
+        name: str,
     ) -> None:
         self.func = make_predict_fn
         self.deterministic = False
         self._return_type = return_type
         self._batch_size = batch_size
         self._shapes = shapes
-        self._name = getattr(make_predict_fn, "__name__", type(make_predict_fn).__name__)
+        self._options = options
+        self._name = name
 
     def __repr__(self) -> str:
         return f"PredictFunction({self._name}, batch_size={self._batch_size})"
@@ -98,6 +133,20 @@ class PredictFunction:
         from pyspark.sql.types import _parse_datatype_string
 
         return cast("DataType", _parse_datatype_string(self._return_type))
+
+    @property
+    def evalType(self) -> int:
+        """pyspark's `spark.udf.register` asks for it, and would then send `make_predict_fn` itself as the function to be called with rows.
+
+        Raises
+        ------
+        PlanError
+            Always.
+        """
+        raise PlanError(
+            f"{self._name} is no UDF of Spark's Python workers, and spark.udf.register does not take it: register it with "
+            "sparkgap.register(spark, name, udf)"
+        )
 
     def asNondeterministic(self) -> PredictFunction:
         """The same function: predictions are non-deterministic to Spark already."""
@@ -132,14 +181,8 @@ class PredictFunction:
             digest=codec.digest(payload),
             deterministic=self.deterministic,
         )
+        self._options.write(plan)
         return prediction_column(plan, cols)
-
-
-def _check_type(return_type: object) -> None:
-    from pyspark.sql.types import DataType
-
-    if not isinstance(return_type, (str, DataType)):
-        raise PlanError(f"return_type has to be a DataType or a DDL string, got {return_type!r}")
 
 
 def _shapes(given: Shapes | None) -> pb.InputShapes | None:

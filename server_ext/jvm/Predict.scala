@@ -19,7 +19,7 @@ import org.apache.spark.api.python.{PythonBroadcast, PythonEvalType, SimplePytho
 import org.apache.spark.broadcast.Broadcast
 import org.apache.spark.sql.catalyst.expressions.{Expression, PythonUDF}
 import org.apache.spark.sql.connect.service.SessionHolder
-import org.apache.spark.sql.types.DataType
+import org.apache.spark.sql.types._
 
 import Schema._
 
@@ -35,9 +35,10 @@ object Predict {
     Runs.unlessPlugged()
     Nodes.unlessOpenable(python, settings.startTimeoutMillis)
     val returns = parseType(plan.string("return_type"))
+    unlessUnsupported(returns)
     val includes = session.artifactManager.getPythonIncludes
     val resolved = plan.without("arguments").copy("return_type" -> returns.json, "digest" -> modelKey(plan, session),
-      "session_files" -> hasFiles(session))
+      "session_files" -> hasFiles(session), "time_zone" -> session.session.sessionState.conf.sessionLocalTimeZone)
     val function = new SimplePythonFunction(ArraySeq.unsafeWrapArray(command(resolved.toByteArray, returns)), new util.HashMap[String, String](), includes.asJava,
       settings.python, python, new util.ArrayList[Broadcast[PythonBroadcast]](), null)
     PythonUDF(plan.string("name"), function, returns, arguments, PythonEvalType.SQL_SCALAR_ARROW_ITER_UDF, plan.bool("deterministic"))
@@ -46,6 +47,27 @@ object Predict {
   private def parseType(text: String): DataType =
     try if (text.startsWith("{") || text.startsWith("\"")) DataType.fromJson(text) else DataType.fromDDL(text)
     catch { case NonFatal(failure) => throw Refused.plan(s"return_type '$text' is no Spark type: ${failure.getMessage}") }
+
+  /** What columns.py makes of predictions; refused here, so that no model is loaded in vain. */
+  private def unlessUnsupported(returns: DataType): Unit = {
+    def leaf(kind: DataType): DataType = kind match {
+      case ArrayType(element, _) => leaf(element)
+      case other => other
+    }
+    def check(kind: DataType, where: String): Unit = leaf(kind) match {
+      case _: CharType | _: VarcharType => refuse(kind, where)
+      case ByteType | ShortType | IntegerType | LongType | FloatType | DoubleType | BooleanType | _: StringType | BinaryType | DateType |
+          TimestampType | TimestampNTZType =>
+      case _ => refuse(kind, where)
+    }
+    def refuse(kind: DataType, where: String): Nothing = throw Refused.plan(
+      s"Unsupported return type ${kind.simpleString}$where: a prediction is a number, a boolean, a string, a binary, a date or a timestamp, an array " +
+        "of these, or a struct with such fields")
+    returns match {
+      case struct: StructType => struct.fields.foreach(field => check(field.dataType, s" of field '${field.name}'"))
+      case other => check(other, "")
+    }
+  }
 
   /** Models belong to a user. A session that brought files of its own shares no model with others: the same bytes may import or read others there. */
   private def modelKey(plan: DynamicMessage, session: SessionHolder): String = {

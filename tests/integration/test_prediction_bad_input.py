@@ -163,7 +163,6 @@ class TestShapes:
             ("flat", lambda x: x * 1.0, "array<double>", "for ArrayType must be two-dimensional. Prediction results have shape (4,)"),
             ("field", lambda x: {"b": x}, "a double", "expected ['a'], got: ['b']"),
             ("nothing", lambda x: None, "a double", "must be a dictionary or a list of dictionary, got: <class 'NoneType'>"),
-            ("type", lambda x: x, "map<string,int>", "Unsupported return type map<string,int>"),
         ],
     )  # fmt: skip
     def test_predictions_that_do_not_fit(self, frame, name, predict, return_type, text):

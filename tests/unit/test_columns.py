@@ -17,7 +17,7 @@ from pyspark.sql.types import (
     ArrayType,
     BooleanType,
     ByteType,
-    DateType,
+    DayTimeIntervalType,
     DoubleType,
     FloatType,
     IntegerType,
@@ -27,7 +27,6 @@ from pyspark.sql.types import (
     StringType,
     StructField,
     StructType,
-    TimestampType,
 )
 from sparkgap_server.predict.columns import SCALARS, to_column
 
@@ -221,8 +220,7 @@ BAD = {
     "3-D for lists": (np.ones((2, 1, 1)), FLOATS, r"must be two-dimensional\..*shape \(2, 1, 1\)"),
     "2-D for nested": (np.ones((2, 1)), ArrayType(FLOATS), "must be of 3 dimensions"),
     "too few lists": (np.ones((1, 2)), FLOATS, "have 1, the batch 2"),
-    "date": (np.ones(2), DateType(), "Unsupported return type date"),
-    "timestamp": (np.ones(2), TimestampType(), "Unsupported return type timestamp"),
+    "interval": (np.ones(2), DayTimeIntervalType(), "Unsupported return type interval day to second"),
     "lists of maps": (
         np.ones((2, 1)),
         ArrayType(MapType(StringType(), FloatType())),

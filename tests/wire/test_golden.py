@@ -55,6 +55,16 @@ def predict_plan() -> plan_pb2.PredictPlan:
     return plan
 
 
+def predict_plan_options() -> plan_pb2.PredictPlan:
+    """What came after the first PredictPlan."""
+    return plan_pb2.PredictPlan(
+        input_dtypes=plan_pb2.InputDtypes(
+            dtypes=[plan_pb2.InputDtype(index=0, name="float32"), plan_pb2.InputDtype(index=1)]
+        ),
+        nulls=plan_pb2.PredictPlan.NULLS_SKIP, time_zone="Europe/Dublin", version="2024-07 é",
+    )  # fmt: skip
+
+
 def failure() -> run_pb2.RankFailure:
     return run_pb2.RankFailure(
         rank=1, host="node-7", pid=4711, time=1_700_000_000_123_456, exception="ValueError", message="no é weights",
@@ -91,6 +101,8 @@ MESSAGES: dict[str, Message] = {
     "input_shapes_sparse": plan_pb2.InputShapes(
         sparse=True, shapes=[plan_pb2.InputShape(index=3, given=True, dimensions=[2**31 - 1])]
     ),
+    "predict_plan_options": predict_plan_options(),
+    "input_dtypes_sparse": plan_pb2.InputDtypes(sparse=True, dtypes=[plan_pb2.InputDtype(index=3, name="bool")]),
     # run.proto: what the server answers
     "reply_refusal": run_pb2.Reply(
         refusal=run_pb2.Refusal(reason=run_pb2.Refusal.RESOURCES, message="3 slots are needed, 2 are there")

@@ -1,5 +1,6 @@
 from google.protobuf import any_pb2 as _any_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
@@ -110,7 +111,17 @@ class TrainPlan(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., num_processes: _Optional[int] = ..., local_mode: bool = ..., use_gpu: bool = ..., function: _Optional[_Union[Payload, _Mapping]] = ..., script: _Optional[_Union[Script, _Mapping]] = ...) -> None: ...
 
 class PredictPlan(_message.Message):
-    __slots__ = ("protocol", "client", "name", "return_type", "batch_size", "input_shapes", "make_predict_fn", "digest", "deterministic", "arguments", "argument_names", "session_files")
+    __slots__ = ("protocol", "client", "name", "return_type", "batch_size", "input_shapes", "make_predict_fn", "digest", "deterministic", "arguments", "argument_names", "session_files", "input_dtypes", "nulls", "time_zone", "version")
+    class Nulls(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        NULLS_UNSPECIFIED: _ClassVar[PredictPlan.Nulls]
+        NULLS_KEEP: _ClassVar[PredictPlan.Nulls]
+        NULLS_ERROR: _ClassVar[PredictPlan.Nulls]
+        NULLS_SKIP: _ClassVar[PredictPlan.Nulls]
+    NULLS_UNSPECIFIED: PredictPlan.Nulls
+    NULLS_KEEP: PredictPlan.Nulls
+    NULLS_ERROR: PredictPlan.Nulls
+    NULLS_SKIP: PredictPlan.Nulls
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -123,6 +134,10 @@ class PredictPlan(_message.Message):
     ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
     ARGUMENT_NAMES_FIELD_NUMBER: _ClassVar[int]
     SESSION_FILES_FIELD_NUMBER: _ClassVar[int]
+    INPUT_DTYPES_FIELD_NUMBER: _ClassVar[int]
+    NULLS_FIELD_NUMBER: _ClassVar[int]
+    TIME_ZONE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     client: str
     name: str
@@ -135,7 +150,11 @@ class PredictPlan(_message.Message):
     arguments: _containers.RepeatedCompositeFieldContainer[_any_pb2.Any]
     argument_names: _containers.RepeatedScalarFieldContainer[str]
     session_files: bool
-    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[str] = ..., name: _Optional[str] = ..., return_type: _Optional[str] = ..., batch_size: _Optional[int] = ..., input_shapes: _Optional[_Union[InputShapes, _Mapping]] = ..., make_predict_fn: _Optional[_Union[Payload, _Mapping]] = ..., digest: _Optional[str] = ..., deterministic: bool = ..., arguments: _Optional[_Iterable[_Union[_any_pb2.Any, _Mapping]]] = ..., argument_names: _Optional[_Iterable[str]] = ..., session_files: bool = ...) -> None: ...
+    input_dtypes: InputDtypes
+    nulls: PredictPlan.Nulls
+    time_zone: str
+    version: str
+    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[str] = ..., name: _Optional[str] = ..., return_type: _Optional[str] = ..., batch_size: _Optional[int] = ..., input_shapes: _Optional[_Union[InputShapes, _Mapping]] = ..., make_predict_fn: _Optional[_Union[Payload, _Mapping]] = ..., digest: _Optional[str] = ..., deterministic: bool = ..., arguments: _Optional[_Iterable[_Union[_any_pb2.Any, _Mapping]]] = ..., argument_names: _Optional[_Iterable[str]] = ..., session_files: bool = ..., input_dtypes: _Optional[_Union[InputDtypes, _Mapping]] = ..., nulls: _Optional[_Union[PredictPlan.Nulls, str]] = ..., time_zone: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class InputShapes(_message.Message):
     __slots__ = ("sparse", "shapes")
@@ -154,3 +173,19 @@ class InputShape(_message.Message):
     given: bool
     dimensions: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, index: _Optional[int] = ..., given: bool = ..., dimensions: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class InputDtypes(_message.Message):
+    __slots__ = ("sparse", "dtypes")
+    SPARSE_FIELD_NUMBER: _ClassVar[int]
+    DTYPES_FIELD_NUMBER: _ClassVar[int]
+    sparse: bool
+    dtypes: _containers.RepeatedCompositeFieldContainer[InputDtype]
+    def __init__(self, sparse: bool = ..., dtypes: _Optional[_Iterable[_Union[InputDtype, _Mapping]]] = ...) -> None: ...
+
+class InputDtype(_message.Message):
+    __slots__ = ("index", "name")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    name: str
+    def __init__(self, index: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from sparkgap_protos import codec
@@ -23,6 +23,10 @@ from sparkgap_server import wire
 from sparkgap_server.predict.failure import describe
 from sparkgap_server.predict.memory import SharedMemory
 from sparkgap_server.predict.witness import FileWitness
+
+if TYPE_CHECKING:
+    from sparkgap_server.predict.chunk import Chunk
+    from sparkgap_server.predict.task import Task
 
 _TICK_SECONDS = 1.0
 
@@ -127,7 +131,7 @@ class _Host:
         finally:
             talk.close()
 
-    def _load(self, connection: socket.socket) -> tuple[_Task, _Model]:
+    def _load(self, connection: socket.socket) -> tuple[Task, _Model]:
         """The task's own layout and return type, and the model, which is loaded by whoever comes first."""
         plan = _receive_plan(connection)
         with self._loading:
@@ -136,13 +140,15 @@ class _Host:
                 wire.send(connection, pb.PLAN_WANTED)
                 with self._witness.watch():
                     self._model = _load(_receive_plan(connection))
-        return _task(plan), self._model
+        from sparkgap_server.predict.task import task_of
+
+        return task_of(plan), self._model
 
 
 class _Talk:
     """One task's batches: a worker sends Arrow streams in one memory, a task of the JVM columns in two, filling one while the other is predicted."""
 
-    def __init__(self, connection: socket.socket, task: _Task, model: _Model, turn: threading.Lock) -> None:
+    def __init__(self, connection: socket.socket, task: Task, model: _Model, turn: threading.Lock) -> None:
         self._connection = connection
         self._task = task
         self._model = model
@@ -195,9 +201,9 @@ class _Talk:
     def _stream(self, message: pb.Batch) -> tuple[int, pb.PredictedBatch]:
         memory = self._memories[0]
         batch = memory.read(message.length)
-        arguments = self._arguments(batch.columns)
+        chunk = self._chunk(batch.columns, batch.num_rows)
         with self._turn:
-            column, seconds = self._predict(arguments, batch.num_rows)
+            column, seconds = chunk.predict(self._model.predict)
             predictions = pa.RecordBatch.from_arrays([column], names=["prediction"])
             offset, written = memory.write(message.length, predictions)
         return pb.PREDICTED, pb.PredictedBatch(offset=offset, length=written, model_seconds=seconds)
@@ -206,49 +212,18 @@ class _Talk:
         if self._schema is None:
             raise wire.BrokenFrame("columns arrived before their schema")
         memory = self._memories[message.slot]
-        arguments = self._arguments(memory.read_columns(self._schema, message))
+        chunk = self._chunk(memory.read_columns(self._schema, message), message.rows)
         with self._turn:
-            column, seconds = self._predict(arguments, message.rows)
+            column, seconds = chunk.predict(self._model.predict)
             layout, end = memory.write_column(message.length, column)
         return pb.PREDICTED_COLUMN, pb.PredictedColumn(
             column=layout, length=end, model_seconds=seconds, slot=message.slot
         )
 
-    def _arguments(self, columns: Sequence[pa.Array[Any]]) -> list[Any]:
-        from sparkgap_server.predict.tensors import to_arguments
+    def _chunk(self, columns: Sequence[pa.Array[Any]], rows: int) -> Chunk:
+        from sparkgap_server.predict.chunk import Chunk
 
-        return to_arguments(columns, self._task.layout, self._model.arguments)
-
-    def _predict(self, arguments: list[Any], rows: int) -> tuple[pa.Array[Any], float]:
-        """The predictions and the seconds that the model took; its turn lasts until they are copied, as it may return the same memory every time."""
-        from sparkgap_server.predict.columns import to_column
-
-        began = time.perf_counter()
-        predictions = self._model.predict(*arguments)
-        seconds = time.perf_counter() - began
-        return to_column(predictions, rows, self._task.return_type), seconds
-
-
-@dataclass(frozen=True)
-class _Task:
-    layout: Any
-    return_type: Any
-
-
-def _task(plan: plan_pb2.PredictPlan) -> _Task:
-    from pyspark.sql.types import _parse_datatype_json_string
-
-    from sparkgap_server.predict.tensors import InputLayout
-
-    shapes = None
-    sparse = None
-    if plan.HasField("input_shapes"):
-        declared = plan.input_shapes.shapes
-        if plan.input_shapes.sparse:
-            sparse = {each.index: tuple(each.dimensions) for each in declared}
-        else:
-            shapes = tuple(tuple(each.dimensions) if each.given else None for each in declared)
-    return _Task(InputLayout(tuple(plan.argument_names), shapes, sparse), _parse_datatype_json_string(plan.return_type))
+        return Chunk(self._task, self._model.arguments, columns, rows)
 
 
 def _receive_plan(connection: socket.socket) -> plan_pb2.PredictPlan:

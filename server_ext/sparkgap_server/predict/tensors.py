@@ -19,8 +19,10 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 from pyspark.sql.pandas.types import is_geography, is_geometry, is_variant
 
-Array = npt.NDArray[np.generic]
-Shape = tuple[int, ...]
+from sparkgap_server.predict.dtypes import Dtype, converted
+from sparkgap_server.predict.raw import binary_tensor
+from sparkgap_server.predict.vectors import is_vector, vector_lengths, vector_values
+from sparkgap_server.predict.views import Array, Shape, bits, buffer_view, is_binary, is_list, list_rows, valid
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,15 @@ class InputLayout:
         `input_tensor_shapes` in its list form, without the batch dimension; one per model argument, None for a scalar.
     sparse_shapes
         `input_tensor_shapes` in its dict form, index of the model argument to shape.
+    dtypes, sparse_dtypes
+        `input_dtypes` in the same two forms.
     """
 
     names: tuple[str, ...]
     shapes: tuple[Shape | None, ...] | None = None
     sparse_shapes: Mapping[int, Shape] | None = None
+    dtypes: tuple[Dtype | None, ...] | None = None
+    sparse_dtypes: Mapping[int, Dtype] | None = None
 
     def dense(self, num_arguments: int) -> tuple[Shape | None, ...] | None:
         """One shape a model argument, or None where the plan gives no shapes at all."""
@@ -54,6 +60,20 @@ class InputLayout:
             shapes[index] = shape
         return tuple(shapes)
 
+    def dense_dtypes(self, num_arguments: int) -> tuple[Dtype | None, ...]:
+        """One dtype a model argument, None where none is declared."""
+        dtypes = dict(self.sparse_dtypes or enumerate(self.dtypes or ()))
+        if not self.sparse_dtypes and len(dtypes) not in (0, num_arguments):
+            raise ValueError(
+                f"input_dtypes must match the model's inputs: {len(dtypes)} dtypes for {num_arguments} inputs; None stands for "
+                "an input that is left as it is"
+            )
+        if beyond := [index for index in dtypes if index >= num_arguments]:
+            raise ValueError(
+                f"input_dtypes has a dtype for input {beyond[0]}, but the model has {num_arguments} inputs"
+            )
+        return tuple(dtypes.get(index) for index in range(num_arguments))
+
 
 def model_arguments(predict: Callable[..., object]) -> int:
     """Number of arrays that a predict function takes, counted as pyspark does: `*args` is one, a default counts."""
@@ -63,15 +83,17 @@ def model_arguments(predict: Callable[..., object]) -> int:
 def to_arguments(columns: Sequence[pa.Array[Any]], layout: InputLayout, num_arguments: int) -> list[Array]:
     """Turn the columns of one batch into the arguments of predict.
 
-    Called once a batch, before predict. Free for numbers without nulls, which are views as writable as their Arrow
-    buffers are; nulls, booleans and times cost one copy, all other types one Python object a value.
+    Called once a batch, before predict. Free for numbers without nulls, binary tensors and dense vectors, which are views
+    as writable as their Arrow buffers are; nulls, booleans, times, another dtype and sparse vectors cost one copy, all other
+    types one Python object a value.
 
     Parameters
     ----------
     columns
-        One a UDF argument, all N rows long; slices are fine. The fields of a struct count as columns.
+        One a UDF argument, all N rows long; slices are fine. The fields of a struct count as columns, a vector of
+        `pyspark.ml.linalg` is one tensor column of float64.
     layout
-        Names and shapes, from the plan.
+        Names, shapes and dtypes, from the plan.
     num_arguments
         What `model_arguments` said.
 
@@ -84,27 +106,30 @@ def to_arguments(columns: Sequence[pa.Array[Any]], layout: InputLayout, num_argu
     Raises
     ------
     ValueError
-        The columns do not fit the model or the shapes, or a tensor row is null or has a wrong length.
+        The columns do not fit the model, the shapes or the dtypes, or a tensor row is null or has a wrong length.
     """
     inputs = [part for name, column in zip(layout.names, columns, strict=True) for part in _flattened(name, column)]
     shapes = layout.dense(num_arguments)
+    dtypes = layout.dense_dtypes(num_arguments)
     tensors = [part.name for part in inputs if part.is_tensor]
     if tensors and shapes is None:
-        raise ValueError(f"Tensor columns require input_tensor_shapes: {_quoted(tensors)} hold arrays")
+        raise ValueError(
+            f"Tensor columns require input_tensor_shapes: {_quoted(tensors)} hold {_arrays_or_vectors(inputs)}"
+        )
     if num_arguments == 1:
-        return [_only_argument(inputs, shapes, is_struct=len(columns) == 1)]
+        return [_only_argument(inputs, shapes, dtypes[0], is_struct=len(columns) == 1)]
     if len(inputs) != num_arguments:
         raise ValueError(
             f"Model expected {num_arguments} inputs, but received {len(inputs)} columns: {_quoted(_names(inputs))}"
         )
     if shapes is None:
-        return [part.scalars() for part in inputs]
+        shapes = (None,) * num_arguments
     if len(shapes) != len(inputs):
         raise ValueError(
             f"input_tensor_shapes must match columns: {len(shapes)} shapes for {len(inputs)} columns, "
             f"{_quoted(_names(inputs))}"
         )
-    return [part.argument(shape) for part, shape in zip(inputs, shapes, strict=True)]
+    return [part.argument(shape, dtype) for part, shape, dtype in zip(inputs, shapes, dtypes, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -113,19 +138,25 @@ class _Input:
     column: Any  # pyarrow.Array; the stubs lack what its subclasses add
 
     @property
-    def is_tensor(self) -> bool:
-        kind = self.column.type
-        return pt.is_list(kind) or pt.is_large_list(kind) or pt.is_fixed_size_list(kind)
+    def is_vector(self) -> bool:
+        return is_vector(self.column.type)
 
-    def argument(self, shape: Shape | None) -> Array:
+    @property
+    def is_tensor(self) -> bool:
+        """Whether it needs a shape whatever the plan says; a binary column is a tensor where the plan declares it as one."""
+        return is_list(self.column.type) or self.is_vector
+
+    def argument(self, shape: Shape | None, dtype: Dtype | None) -> Array:
         """The array for one of several model arguments."""
         if self.is_tensor:
-            return self.tensor(shape) if shape else self.ragged()
-        scalars = self.scalars()
+            return self.tensor(shape, dtype) if shape else self.ragged(dtype)
+        if is_binary(self.column.type) and (shape or dtype):
+            return binary_tensor(self.name, self.column, shape, dtype)
+        scalars = self.scalars(dtype)
         return self.reshaped(scalars, shape) if shape else scalars
 
-    def scalars(self) -> Array:
-        return _values(self.column)
+    def scalars(self, dtype: Dtype | None) -> Array:
+        return _values(self.column) if dtype is None else converted(self.name, self.column, dtype)
 
     def reshaped(self, scalars: Array, shape: Shape) -> Array:
         if _row_size(shape) != 1:
@@ -134,46 +165,47 @@ class _Input:
         stacked = np.vstack(list(scalars)) if scalars.dtype == object and len(scalars) else scalars
         return stacked.reshape(len(scalars), *shape)
 
-    def tensor(self, shape: Shape) -> Array:
-        """(N, *shape) from one flat row-major list a row."""
+    def tensor(self, shape: Shape, dtype: Dtype | None) -> Array:
+        """(N, *shape) from one flat row-major list or one vector a row."""
         size, rows = _row_size(shape), len(self.column)
         if self.column.null_count:
-            row = int(np.argmin(_valid(self.column)))
+            row = int(np.argmin(valid(self.column)))
             raise ValueError(f"{self._expected(shape)}, but row {row} of {rows} in the batch is null")
-        values, bounds = self._rows()
-        lengths = np.diff(bounds)
-        wrong = lengths != size
+        if self.is_vector:
+            self._check_lengths(vector_lengths(self.column), shape)
+            vectors = vector_values(self.column, size)
+            return (vectors if dtype is None else vectors.astype(dtype, copy=False)).reshape(rows, *shape)
+        values, bounds = list_rows(self.column)
+        self._check_lengths(np.diff(bounds), shape)
+        return self._elements(values, bounds, dtype).reshape(rows, *shape)
+
+    def ragged(self, dtype: Dtype | None) -> Array:
+        """(N,) objects, an array a row and None for a null row: pyspark's form of a tensor column without a shape."""
+        if self.is_vector:
+            raise ValueError(f"Tensor columns require input_tensor_shapes: the shape of {self.name!r} is None")
+        values, bounds = list_rows(self.column)
+        elements, rows = self._elements(values, bounds, dtype), np.empty(len(self.column), dtype=object)
+        for row, present in enumerate(valid(self.column)):
+            rows[row] = elements[bounds[row] : bounds[row + 1]] if present else None
+        return rows
+
+    def _check_lengths(self, lengths: npt.NDArray[np.int64], shape: Shape) -> None:
+        wrong = lengths != _row_size(shape)
         if wrong.any():
             row = int(np.argmax(wrong))
             raise ValueError(
-                f"{self._expected(shape)}, but row {row} of {rows} in the batch has {lengths[row]}"
+                f"{self._expected(shape)}, but row {row} of {len(lengths)} in the batch has {lengths[row]}"
                 f" ({np.count_nonzero(wrong)} such rows)"
             )
-        return self._elements(values).reshape(rows, *shape)
 
-    def ragged(self) -> Array:
-        """(N,) objects, an array a row and None for a null row: pyspark's form of a tensor column without a shape."""
-        values, bounds = self._rows()
-        elements, rows = self._elements(values), np.empty(len(self.column), dtype=object)
-        for row, valid in enumerate(_valid(self.column)):
-            rows[row] = elements[bounds[row] : bounds[row + 1]] if valid else None
-        return rows
-
-    def _rows(self) -> tuple[pa.Array[Any], npt.NDArray[np.int64]]:
-        """Values of all rows end to end, and where each row begins and the last one ends."""
-        column, rows = self.column, len(self.column)
-        if isinstance(column, pa.FixedSizeListArray):
-            width = column.type.list_size
-            return column.values.slice(column.offset * width, rows * width), np.arange(rows + 1) * width
-        bounds = _buffer_view(column.offsets).astype(np.int64) if rows else np.zeros(1, np.int64)
-        return column.values.slice(bounds[0], bounds[-1] - bounds[0]), bounds - bounds[0]
-
-    def _elements(self, values: pa.Array[Any]) -> Array:
+    def _elements(self, values: pa.Array[Any], bounds: npt.NDArray[np.int64], dtype: Dtype | None) -> Array:
         if pt.is_nested(values.type):
             raise ValueError(
                 f"Column {self.name!r} is of type {self.column.type}: a tensor is one flat list of values a row, "
                 "use `flatten` on nested arrays"
             )
+        if dtype is not None:
+            return converted(self.name, values, dtype, bounds)
         if pt.is_integer(values.type) and values.null_count:
             return _objects(
                 values
@@ -189,7 +221,7 @@ class _Input:
 
 def _flattened(name: str, column: pa.Array[Any]) -> Iterator[_Input]:
     kind = column.type
-    if not isinstance(column, pa.StructArray):
+    if not isinstance(column, pa.StructArray) or is_vector(kind):
         yield _Input(name, column)
         return
     if is_variant(kind) or is_geometry(kind) or is_geography(kind):
@@ -198,7 +230,9 @@ def _flattened(name: str, column: pa.Array[Any]) -> Iterator[_Input]:
         yield _Input(f"{name}.{field.name}", part)
 
 
-def _only_argument(inputs: list[_Input], shapes: tuple[Shape | None, ...] | None, *, is_struct: bool) -> Array:
+def _only_argument(
+    inputs: list[_Input], shapes: tuple[Shape | None, ...] | None, dtype: Dtype | None, *, is_struct: bool
+) -> Array:
     first = inputs[0]
     has_tensors = any(part.is_tensor for part in inputs)
     if len(inputs) > 1 and (has_tensors or not is_struct):
@@ -207,7 +241,8 @@ def _only_argument(inputs: list[_Input], shapes: tuple[Shape | None, ...] | None
             f"tensors. The columns are {_quoted(_names(inputs))}"
         )
     shape = shapes[0] if shapes else None
-    if not has_tensors and len(inputs) == 1 and shape not in (None, (), (1,)):
+    is_raw = is_binary(first.column.type) and bool(shape or dtype)
+    if not (has_tensors or is_raw) and len(inputs) == 1 and shape not in (None, (), (1,)):
         raise ValueError(f"Invalid input_tensor_shape for scalar column. Column {first.name!r}, shape {_text(shape)}")
     if not has_tensors and len(inputs) > 1 and shapes and shape != (len(inputs),):
         raise ValueError(
@@ -222,10 +257,12 @@ def _only_argument(inputs: list[_Input], shapes: tuple[Shape | None, ...] | None
     if has_tensors:
         if shape is None:
             raise ValueError(f"Tensor columns require input_tensor_shapes: the shape of {first.name!r} is None")
-        return first.tensor(shape)
+        return first.tensor(shape, dtype)
     if len(inputs) > 1:
-        return _table([part.scalars() for part in inputs])
-    return first.scalars().reshape(-1, *(shape or ()))
+        return _table([part.scalars(dtype) for part in inputs])
+    if is_raw:
+        return first.argument(shape, dtype)
+    return first.scalars(dtype).reshape(-1, *(shape or ()))
 
 
 def _table(columns: list[Array]) -> Array:
@@ -244,63 +281,38 @@ def _values(column: pa.Array[Any]) -> Array:
     """One value a row, in the dtype and with the null (NaN, NaT or None) that pandas would show."""
     kind = column.type
     if pt.is_boolean(kind):
-        return _objects(column) if column.null_count else _bits(column.buffers()[1], column)
+        return _objects(column) if column.null_count else bits(column.buffers()[1], column)
     if pt.is_timestamp(kind) or pt.is_duration(kind):
         if pt.is_timestamp(kind) and kind.tz is not None:
             column = pc.local_timestamp(column)  # type: ignore[call-overload]  # the stubs want one without a time zone
         column = column.cast(pa.timestamp("ns") if pt.is_timestamp(kind) else pa.duration("ns"))
-        times = _buffer_view(column).view("M8[ns]" if pt.is_timestamp(kind) else "m8[ns]")
-        return np.where(_valid(column), times, times.dtype.type("NaT", "ns")) if column.null_count else times
+        times = buffer_view(column).view("M8[ns]" if pt.is_timestamp(kind) else "m8[ns]")
+        return np.where(valid(column), times, times.dtype.type("NaT", "ns")) if column.null_count else times
     if pt.is_integer(kind) or pt.is_floating(kind):
-        numbers = _buffer_view(column)
+        numbers = buffer_view(column)
         if column.null_count:
             numbers = numbers.astype(np.float64 if pt.is_integer(kind) else numbers.dtype)
-            numbers[~_valid(column)] = np.nan
+            numbers[~valid(column)] = np.nan
         return numbers
     return _objects(column.cast(pa.time64("us")) if pt.is_time64(kind) else column)
 
 
 def _objects(column: pa.Array[Any]) -> Array:
-    if pt.is_string(column.type) or pt.is_large_string(column.type) or pt.is_binary(column.type):
+    if pt.is_string(column.type) or pt.is_large_string(column.type) or is_binary(column.type):
         return column.to_numpy(zero_copy_only=False)
     objects = np.empty(len(column), dtype=object)
     objects[:] = column.to_pylist(maps_as_pydicts="lossy")
     return objects
 
 
-def _buffer_view(column: pa.Array[Any]) -> Array:
-    """The values of a column of fixed width, nulls included, without a copy.
-
-    `pyarrow.Array.to_numpy` marks its views read-only whatever the buffer is, and imports pandas where it is installed.
-    """
-    kind, rows = column.type, len(column)
-    dtype = np.dtype(np.int64 if pt.is_temporal(kind) else kind.to_pandas_dtype())
-    if not rows:
-        return np.empty(0, dtype)
-    return _view(column.buffers()[1], dtype, rows, column.offset * dtype.itemsize)
-
-
-def _view(buffer: pa.Buffer | None, dtype: npt.DTypeLike, count: int, offset: int) -> Array:
-    view: Array = np.frombuffer(buffer, dtype, count, offset)  # type: ignore[call-overload]  # a Buffer is one by protocol
-    return view
-
-
-def _valid(column: pa.Array[Any]) -> npt.NDArray[np.bool_]:
-    return _bits(column.buffers()[0], column) if column.null_count else np.ones(len(column), bool)
-
-
-def _bits(bitmap: pa.Buffer | None, column: pa.Array[Any]) -> npt.NDArray[np.bool_]:
-    if bitmap is None or not len(column):
-        return np.zeros(len(column), bool)
-    first, skip = divmod(column.offset, 8)
-    packed = _view(bitmap, np.uint8, (skip + len(column) + 7) // 8, first)
-    return np.unpackbits(packed.view(np.uint8), count=skip + len(column), bitorder="little")[skip:].view(bool)
-
-
 def _row_size(shape: Shape) -> int:
     if any(dimension < 1 for dimension in shape):
         raise ValueError(f"input_tensor_shape {list(shape)} must have positive dimensions, without the batch dimension")
     return math.prod(shape)
+
+
+def _arrays_or_vectors(inputs: list[_Input]) -> str:
+    return "vectors" if all(part.is_vector for part in inputs if part.is_tensor) else "arrays"
 
 
 def _names(inputs: list[_Input]) -> list[str]:

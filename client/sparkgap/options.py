@@ -1,0 +1,149 @@
+"""What `predict_batch_udf` takes beyond pyspark's: checked where it is given, and written into every plan that `predict` makes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sparkgap_protos.v1 import plan_pb2 as pb
+
+from sparkgap.errors import PlanError
+
+if TYPE_CHECKING:
+    from pyspark.sql.types import DataType
+
+Dtypes = Sequence[Any] | Mapping[int, Any]
+
+_DTYPES = frozenset(
+    ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"]
+)
+_NULLS = {"keep": pb.PredictPlan.NULLS_KEEP, "error": pb.PredictPlan.NULLS_ERROR, "skip": pb.PredictPlan.NULLS_SKIP}
+_LABEL_CHARACTERS = 128
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """Checked options, as they stand in a plan.
+
+    Parameters
+    ----------
+    input_dtypes
+        None where none is declared.
+    nulls
+        A value of `PredictPlan.Nulls`.
+    version
+        "" for none.
+    """
+
+    input_dtypes: pb.InputDtypes | None
+    nulls: pb.PredictPlan.Nulls
+    version: str
+
+    @classmethod
+    def of(cls, input_dtypes: Dtypes | None, nulls: str, version: str | None) -> PlanOptions:
+        """The options that a user gave.
+
+        Raises
+        ------
+        PlanError
+            One of them can never work.
+        """
+        if not isinstance(nulls, str) or nulls not in _NULLS:
+            raise PlanError(f'nulls has to be "keep", "error" or "skip", got {nulls!r}')
+        return cls(_dtypes(input_dtypes), _NULLS[nulls], "" if version is None else label("version", version))
+
+    def write(self, plan: pb.PredictPlan) -> None:
+        """Complete a plan that has its digest: another version is another model."""
+        if self.input_dtypes is not None:
+            plan.input_dtypes.CopyFrom(self.input_dtypes)
+        plan.nulls = self.nulls
+        if self.version:
+            plan.version = self.version
+            plan.digest = hashlib.sha256(f"{plan.digest}\0{self.version}".encode()).hexdigest()
+
+
+def label(what: str, given: str) -> str:
+    """A name or a version as it was given.
+
+    Raises
+    ------
+    PlanError
+        It is no string that can be shown in one line.
+    """
+    if not isinstance(given, str) or not 0 < len(given) <= _LABEL_CHARACTERS or not given.isprintable():
+        raise PlanError(f"{what} has to be a string of 1 to {_LABEL_CHARACTERS} printable characters, got {given!r}")
+    return given
+
+
+def check_return_type(return_type: object) -> None:
+    """Refuse what predictions cannot be; a DDL string is left to the server.
+
+    Raises
+    ------
+    PlanError
+        Neither a type nor a string, or a type that no prediction has.
+    """
+    from pyspark.sql.types import DataType, StructType
+
+    if not isinstance(return_type, (str, DataType)):
+        raise PlanError(f"return_type has to be a DataType or a DDL string, got {return_type!r}")
+    if isinstance(return_type, StructType):
+        for field in return_type.fields:
+            _check_value_type(field.dataType, f" of field {field.name!r}")
+    elif isinstance(return_type, DataType):
+        _check_value_type(return_type, "")
+
+
+def _check_value_type(data_type: DataType, where: str) -> None:
+    from pyspark.sql import types as t
+
+    leaf = data_type
+    while isinstance(leaf, t.ArrayType):
+        leaf = leaf.elementType
+    numbers = (t.ByteType, t.ShortType, t.IntegerType, t.LongType, t.FloatType, t.DoubleType)
+    if not isinstance(
+        leaf,
+        (*numbers, t.BooleanType, t.StringType, t.BinaryType, t.DateType, t.TimestampType, t.TimestampNTZType),
+    ):
+        raise PlanError(
+            f"Unsupported return type {data_type.simpleString()}{where}: a prediction is a number, a boolean, a string, a binary, a date "
+            "or a timestamp, an array of these, or a struct with such fields"
+        )
+
+
+def _dtypes(given: Dtypes | None) -> pb.InputDtypes | None:
+    if given is None:
+        return None
+    if isinstance(given, Mapping):
+        return pb.InputDtypes(sparse=True, dtypes=[_dtype(dtype, index) for index, dtype in given.items()])
+    if not isinstance(given, (list, tuple)):
+        raise PlanError(f"input_dtypes has to be a list or a dict of dtypes, got {given!r}")
+    return pb.InputDtypes(dtypes=[_dtype(dtype, index) for index, dtype in enumerate(given)])
+
+
+def _dtype(given: Any, index: int) -> pb.InputDtype:
+    if isinstance(index, bool) or not isinstance(index, int) or index < 0:
+        raise PlanError(f"input_dtypes has the key {index!r}: the position of an input is needed")
+    if given is None:
+        return pb.InputDtype(index=index)
+    name = given if isinstance(given, str) else None
+    if name not in _DTYPES:
+        name = _numpy_name(given)
+    if name not in _DTYPES:
+        raise PlanError(
+            f"input_dtypes has {given!r} for input {index}: a NumPy dtype is needed, bool, int8 to int64, uint8 to uint64, "
+            "float16, float32 or float64, in the machine's byte order"
+        )
+    return pb.InputDtype(index=index, name=name)
+
+
+def _numpy_name(given: Any) -> str | None:
+    import numpy as np  # only for what is no plain name: it takes longer to import than all of sparkgap
+
+    try:
+        dtype = np.dtype(given)
+    except (TypeError, ValueError):
+        return None
+    return dtype.name if dtype.isnative else None
