@@ -1,4 +1,4 @@
-"""The function that Spark's Python workers run for a prediction: cuts Arrow batches into chunks of whole model batches and has them predicted by the model host.
+"""The function that Spark's Python workers run for a prediction: chunks of whole model batches go to the model host, predictions come back.
 
 The shim names `predict` in the UDF that it plans; the rows go on through shared memory to host.py.
 """
