@@ -85,8 +85,9 @@ def _instants(
         # Of two local times that are equal, pandas UDFs take the later one as well.
         zoned = pc.assume_timezone(column, time_zone, ambiguous="latest")
     except pa.ArrowInvalid as error:
+        reason = " ".join(str(error).split())  # Arrow tells of a gap in several lines
         raise ValueError(
-            f"{what}: cannot convert local times of the session's time zone {time_zone!r} to the return type timestamp: {' '.join(str(error).split())}. "
+            f"{what}: cannot convert local times of the session's time zone {time_zone!r} to the return type timestamp: {reason}. "
             "Naive times are meant in spark.sql.session.timeZone; aware datetimes are taken as they are"
         ) from error
     return buffer_view(zoned).view("M8[us]")
