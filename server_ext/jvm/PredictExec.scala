@@ -2,7 +2,11 @@
 // the rule here exchanges that node for one whose tasks hand batches to the model host themselves, through shared memory.
 package org.apache.spark.sql.connect.sparkgap
 
+import scala.jdk.CollectionConverters._
+
 import org.apache.spark.TaskContext
+import org.apache.spark.api.python.PythonBroadcast
+import org.apache.spark.broadcast.Broadcast
 import org.apache.spark.rdd.RDD
 import org.apache.spark.sql.SparkSessionExtensions
 import org.apache.spark.sql.catalyst.InternalRow
@@ -51,7 +55,8 @@ case class PredictExec(udf: PythonUDF, result: Attribute, child: SparkPlan) exte
     "loadTime" -> SQLMetrics.createNanoTimingMetric(sparkContext, "time loading the model"))
 
   override protected def doExecute(): RDD[InternalRow] = {
-    val task = PredictTask(Predict.planOf(udf).get.toByteArray, udf.name, udf.children, udf.dataType, child.output, conf.sessionLocalTimeZone, metrics)
+    val payload = udf.func.broadcastVars.asScala.headOption
+    val task = PredictTask(Predict.planOf(udf).get.toByteArray, payload, udf.name, udf.children, udf.dataType, child.output, conf.sessionLocalTimeZone, metrics)
     child.execute().mapPartitionsInternal(rows => if (rows.hasNext) task.predict(rows) else Iterator.empty)
   }
 }
@@ -59,6 +64,7 @@ case class PredictExec(udf: PythonUDF, result: Attribute, child: SparkPlan) exte
 /** What a task needs; travels in the closure. */
 private final case class PredictTask(
     plan: Array[Byte],
+    payload: Option[Broadcast[PythonBroadcast]],
     name: String,
     arguments: Seq[Expression],
     returns: DataType,
@@ -70,7 +76,7 @@ private final case class PredictTask(
     val message = Schema.parse("PredictPlan", plan)
     val context = TaskContext.get()
     val columns = StructType(arguments.zipWithIndex.map { case (each, index) => StructField(index.toString, each.dataType, each.nullable) })
-    val conversation = new ModelConversation(message, columns, StructType(Seq(StructField("prediction", returns))), timeZone, metrics)
+    val conversation = new ModelConversation(message, payload, columns, StructType(Seq(StructField("prediction", returns))), timeZone, metrics)
     val queue = RowQueues.create(context.taskMemoryManager(), input.length)
     context.addTaskCompletionListener[Unit] { _ => conversation.close(); queue.close() }
     new Predictions(rows, queue, conversation, message.int("batch_size"))
