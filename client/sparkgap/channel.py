@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,6 +92,41 @@ def require_sendable(plan: Message, what: str) -> None:
             f"{what} has {size} bytes, a request to a Connect server may have {_MAX_PLAN_BYTES}: write large values to storage "
             "and carry their path"
         )
+
+
+def upload(client: SparkConnectClient, name: str, digest: str, data: bytes) -> bool:
+    """See to it that the server has this pickle of the model `name`; False where it takes none but inside a plan.
+
+    Costs a question, and in a session whose user has not sent this content before, the upload. A server that has lost it is sent it again.
+
+    Raises
+    ------
+    PlanError
+        The server takes no pickle of this size; nothing was sent.
+    """
+    with _uploading.setdefault(client, threading.Lock()):
+        answer = _ask(client, payload=pb.PayloadQuery(digest=digest, bytes=len(data), name=name)).payload
+        if answer.way == run_pb2.PayloadAnswer.UPLOAD:
+            for _ in background.stream(lambda: _sent(client, digest, data)):
+                pass
+    return answer.way != run_pb2.PayloadAnswer.INLINE
+
+
+_uploading: weakref.WeakKeyDictionary[SparkConnectClient, threading.Lock] = weakref.WeakKeyDictionary()
+
+
+def _sent(client: SparkConnectClient, digest: str, data: bytes) -> Iterator[Any]:
+    """Spark's `cache_artifact` under a name of ours: by content, as the same content does not always pickle to the same bytes."""
+    from pyspark.sql.connect.client.artifact import InMemory, new_cache_artifact
+
+    manager = client._artifact_manager
+    try:
+        for attempt in client._retrying():
+            with attempt:
+                artifact = new_cache_artifact(digest, InMemory(data))
+                yield from manager._retrieve_responses(manager._add_artifacts([artifact])).artifacts
+    except Exception as error:
+        client._handle_error(error)
 
 
 def ask(session: SparkSession, **kind: Message) -> run_pb2.Reply:

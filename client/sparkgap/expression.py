@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pyspark.sql.connect import proto
 from pyspark.sql.connect.column import Column
@@ -20,9 +20,17 @@ if TYPE_CHECKING:
 _NAME_CHARACTERS = 80
 
 
-def prediction_column(plan: pb.PredictPlan, arguments: Sequence[Any]) -> Any:
-    """A column for a plan that lacks its arguments; each is a Connect column or a column's name."""
-    return Column(_Prediction(plan, [_column(argument)._expr for argument in arguments]))
+class Pickled(Protocol):
+    """A pickle that is too large for a plan."""
+
+    @property
+    def data(self) -> bytes:
+        """Uploaded when a query needs it."""
+
+
+def prediction_column(plan: pb.PredictPlan, arguments: Sequence[Any], large: Pickled | None = None) -> Any:
+    """A column for a plan that lacks its arguments, each a Connect column or a column's name, and its pickle where that is large."""
+    return Column(_Prediction(plan, [_column(argument)._expr for argument in arguments], large))
 
 
 def _column(argument: Any) -> Column:
@@ -51,15 +59,21 @@ def _classic_only() -> bool:
 
 
 class _Prediction(Expression):  # type: ignore[misc]  # pyspark has no types that mypy follows
-    def __init__(self, plan: pb.PredictPlan, arguments: Sequence[Expression]) -> None:
+    def __init__(self, plan: pb.PredictPlan, arguments: Sequence[Expression], large: Pickled | None) -> None:
         super().__init__()
         self._plan = plan
         self._arguments = list(arguments)
+        self._large = large
 
     def to_plan(self, session: SparkConnectClient) -> proto.Expression:
         channel.require_extension(session)
         plan = pb.PredictPlan()
         plan.CopyFrom(self._plan)
+        if self._large is not None:
+            if channel.upload(session, plan.name, plan.digest, self._large.data):
+                plan.make_predict_fn.uploaded_bytes = len(self._large.data)
+            else:
+                plan.make_predict_fn.data = self._large.data
         for argument in self._arguments:
             plan.arguments.add().Pack(argument.to_plan(session))
             plan.argument_names.append(repr(argument)[:_NAME_CHARACTERS])

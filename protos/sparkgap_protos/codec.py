@@ -10,7 +10,7 @@ import pickle
 import sys
 import types
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 from sparkgap_protos.identity import meaning
 from sparkgap_protos.v1 import plan_pb2 as pb
@@ -48,10 +48,24 @@ def pack(value: object, what: str, parts: Mapping[str, object] | None = None) ->
     NotPicklable
         Naming the culprit inside `value`, before anything is sent.
     """
+    payload = versions()
+    payload.data = pickled(value, what, parts)
+    return payload
+
+
+def versions() -> pb.Payload:
+    """A payload without data: what pickles here."""
+    from pyspark import cloudpickle
+
+    return pb.Payload(python=PYTHON, cloudpickle=cloudpickle.__version__)
+
+
+def pickled(value: object, what: str, parts: Mapping[str, object] | None = None) -> bytes:
+    """The data that `pack` puts into a payload, for whoever has too much of it for a message; see there."""
     from pyspark import cloudpickle
 
     try:
-        data = cloudpickle.dumps(value)
+        return bytes(cloudpickle.dumps(value))
     except Exception as error:
         suspects = [
             (name, part, reason) for name, part in (parts or {what: value}).items() if (reason := _refusal(part))
@@ -61,11 +75,17 @@ def pack(value: object, what: str, parts: Mapping[str, object] | None = None) ->
             f"{what} cannot be pickled: {path} is a {type(leaf).__module__}.{type(leaf).__qualname__}, and "
             f"{type(reason).__name__}: {reason}. Create it inside the function instead of carrying it along."
         ) from error
-    return pb.Payload(python=PYTHON, cloudpickle=cloudpickle.__version__, data=data)
 
 
-def unpack(payload: pb.Payload) -> Any:
+def unpack(payload: pb.Payload, file: IO[bytes] | None = None) -> Any:
     """Open a payload; runs code that whoever made it chose, so only ranks, model hosts and the client itself call it.
+
+    Parameters
+    ----------
+    payload
+        What `pack` made.
+    file
+        Holds the data, where it is not in the payload itself.
 
     Raises
     ------
@@ -76,16 +96,19 @@ def unpack(payload: pb.Payload) -> Any:
         raise WrongPython(
             f"pickled by Python {payload.python}, opened by Python {PYTHON}: both need the same minor version"
         )
-    return pickle.loads(payload.data)
+    return pickle.loads(payload.data) if file is None else pickle.load(file)
 
 
-def digest(payload: pb.Payload) -> str:
-    """Hexadecimal identity of what a payload means, the same in every process that packs the same code; call it where it was packed."""
+def digest(payload: pb.Payload, data: bytes | None = None) -> str:
+    """Hexadecimal identity of what a payload means, the same in every process that packs the same code; call it where it was packed.
+
+    `data` is the pickle where it is not in the payload itself. Costs some 0.1 s for 100 MB.
+    """
     from pyspark.cloudpickle import cloudpickle
 
-    versions = f"{payload.python}\0{payload.cloudpickle}\0".encode()
+    pickler = f"{payload.python}\0{payload.cloudpickle}\0".encode()
     tracking_ids = set(cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS.values())
-    return hashlib.sha256(versions + meaning(payload.data, tracking_ids)).hexdigest()
+    return hashlib.sha256(pickler + meaning(payload.data if data is None else data, tracking_ids)).hexdigest()
 
 
 def _culprit(path: str, value: object, error: Exception, seen: set[int]) -> tuple[str, object, Exception]:

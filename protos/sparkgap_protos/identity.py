@@ -7,6 +7,7 @@ once or twice depending on which constants the interpreter shares, and a set of 
 from __future__ import annotations
 
 import hashlib
+import io
 import pickletools
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -26,6 +27,9 @@ class _Object:
     def is_set(self) -> bool:
         return self.operation in ("EMPTY_SET", "FROZENSET")
 
+
+#: Longer constants, the weights of a model for example, are kept as their hash.
+_LONG = 1 << 16
 
 #: Strings as they are, other constants with the operation that makes them.
 _Part = str | bytes | _Object
@@ -76,7 +80,7 @@ def _read(data: bytes) -> _Object:
     stack: list[_Part] = []
     memo: list[_Part] = []
     whole = _Object("PICKLE")
-    for opcode, argument, _ in pickletools.genops(data):
+    for opcode, argument, _ in pickletools.genops(_Source(data)):
         name = opcode.name
         if name in ("PROTO", "FRAME"):
             continue
@@ -129,6 +133,22 @@ def _keep_effects(dropped: list[_Part], stack: list[_Part], whole: _Object) -> N
 def _constant(name: str, argument: object) -> bytes:
     if isinstance(argument, int):
         return f"{name} {argument:x}".encode()  # in decimal Python refuses more than 4300 digits
-    return f"{name} ".encode() + (
-        bytes(argument) if isinstance(argument, (bytes, bytearray)) else repr(argument).encode()
-    )
+    if not isinstance(argument, (bytes, bytearray, memoryview)):
+        return f"{name} {argument!r}".encode()
+    if len(argument) <= _LONG:
+        return f"{name} ".encode() + bytes(argument)
+    return f"{name} of {len(argument)} bytes ".encode() + hashlib.sha256(argument).digest()
+
+
+class _Source(io.BytesIO):
+    """Gives out long constants without copying them; pickletools asks for each in one read."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._data = memoryview(data)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size <= _LONG:
+            return super().read(size)
+        end = self.seek(size, io.SEEK_CUR)
+        return self._data[end - size : end]  # type: ignore[return-value]  # a view serves wherever pickletools wants bytes

@@ -86,25 +86,26 @@ private final class Replies(execution: ExecuteHolder) {
 /** `spark.connect.extensions.getStatus.classes`. Connect only logs an exception here, so errors are replies. */
 class SparkgapStatus extends GetStatusPlugin {
   override def processRequestExtensions(session: SessionHolder, requests: util.List[ProtoAny]): Optional[util.List[ProtoAny]] =
-    answers(session.userId, requests)
+    answers(session, requests)
 
   override def processOperationExtensions(operation: String, session: SessionHolder, requests: util.List[ProtoAny]): Optional[util.List[ProtoAny]] =
     Optional.empty()
 
-  private def answers(user: String, requests: util.List[ProtoAny]): Optional[util.List[ProtoAny]] = {
+  private def answers(session: SessionHolder, requests: util.List[ProtoAny]): Optional[util.List[ProtoAny]] = {
     val ours = requests.asScala.toSeq.flatMap { any =>
-      try Schema.extension(any, "Query").map(answer(user, _))
+      try Schema.extension(any, "Query").map(answer(session, _))
       catch { case refused: Refused => Some(refused.toReply) }
     }
     if (ours.isEmpty) Optional.empty() else Optional.of(ours.map(Schema.pack).asJava)
   }
 
-  private def answer(user: String, query: DynamicMessage): DynamicMessage = {
+  private def answer(session: SessionHolder, query: DynamicMessage): DynamicMessage = {
     if (query.choice("kind").contains("hello"))
       return Schema.build("Reply")("hello" -> Schema.build("Hello")("protocol" -> Schema.Protocol, "spark" -> org.apache.spark.SPARK_VERSION))
     Refused.unlessSpoken(query.int("protocol"), query.string("client"))
     query.choice("kind") match {
-      case Some("run") => Schema.build("Reply")("status" -> Runs(RunKey(user, query.message("run").string("run_id"))).status(complete = false))
+      case Some("run") => Schema.build("Reply")("status" -> Runs(RunKey(session.userId, query.message("run").string("run_id"))).status(complete = false))
+      case Some("payload") => Schema.build("Reply")("payload" -> Schema.build("PayloadAnswer")("way" -> Payloads.way(query.message("payload"), session)))
       case _ => throw Refused.plan("the query asks for nothing that this server knows")
     }
   }

@@ -13,7 +13,8 @@ import org.apache.arrow.vector.ipc.message.MessageSerializer
 import org.sparkproject.connect.protobuf.DynamicMessage
 
 import org.apache.spark.{SparkException, TaskContext}
-import org.apache.spark.api.python.PythonException
+import org.apache.spark.api.python.{PythonBroadcast, PythonException}
+import org.apache.spark.broadcast.Broadcast
 import org.apache.spark.sql.catalyst.InternalRow
 import org.apache.spark.sql.execution.metric.SQLMetric
 import org.apache.spark.sql.types.{DataType, StructType}
@@ -25,6 +26,7 @@ import Schema._
 
 private[sparkgap] final class ModelConversation(
     plan: DynamicMessage,
+    payload: Option[Broadcast[PythonBroadcast]],
     columns: StructType,
     returns: DataType,
     timeZone: String,
@@ -126,7 +128,7 @@ private[sparkgap] final class ModelConversation(
     val answer = try {
       connection.send(FrameKind.PredictPlan, plan.without("make_predict_fn").toByteArray)
       connection.receive() match {
-        case Some(Frame(FrameKind.PlanWanted, _)) => connection.send(FrameKind.PredictPlan, plan.toByteArray); connection.receive()
+        case Some(Frame(FrameKind.PlanWanted, _)) => connection.send(FrameKind.PredictPlan, wholePlan.toByteArray); connection.receive()
         case other => other
       }
     } catch { case _: IOException => None }
@@ -134,6 +136,9 @@ private[sparkgap] final class ModelConversation(
     TaskContext.get().killTaskIfInterrupted()
     answer
   }
+
+  /** Reading the broadcast's value is what brings an uploaded payload to this executor. */
+  private def wholePlan: DynamicMessage = payload.fold(plan)(uploaded => plan.copy("payload_file" -> uploaded.value.path))
 
   private def schemaBytes: Array[Byte] = {
     val out = new ByteArrayOutputStream()

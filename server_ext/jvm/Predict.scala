@@ -37,10 +37,12 @@ object Predict {
     val returns = parseType(plan.string("return_type"))
     unlessUnsupported(returns)
     val includes = session.artifactManager.getPythonIncludes
-    val resolved = plan.without("arguments").copy("return_type" -> returns.json, "digest" -> modelKey(plan, session),
-      "session_files" -> hasFiles(session), "time_zone" -> session.session.sessionState.conf.sessionLocalTimeZone)
+    val key = modelKey(plan.string("digest"), session)
+    val payload = Payloads.of(plan, key, session)
+    val resolved = plan.without("arguments").copy("return_type" -> returns.json, "digest" -> key, "session_files" -> hasFiles(session),
+      "time_zone" -> session.session.sessionState.conf.sessionLocalTimeZone).copy(payload.map("broadcast" -> _.id).toSeq: _*)
     val function = new SimplePythonFunction(ArraySeq.unsafeWrapArray(command(resolved.toByteArray, returns)), new util.HashMap[String, String](), includes.asJava,
-      settings.python, python, new util.ArrayList[Broadcast[PythonBroadcast]](), null)
+      settings.python, python, new util.ArrayList[Broadcast[PythonBroadcast]](payload.toSeq.asJava), null)
     PythonUDF(plan.string("name"), function, returns, arguments, PythonEvalType.SQL_SCALAR_ARROW_ITER_UDF, plan.bool("deterministic"))
   }
 
@@ -70,9 +72,9 @@ object Predict {
   }
 
   /** Models belong to a user. A session that brought files of its own shares no model with others: the same bytes may import or read others there. */
-  private def modelKey(plan: DynamicMessage, session: SessionHolder): String = {
+  def modelKey(digest: String, session: SessionHolder): String = {
     val hash = MessageDigest.getInstance("SHA-256")
-    (Seq(session.userId, plan.string("digest")) ++ Option.when(hasFiles(session))(session.sessionId)).foreach { part =>
+    (Seq(session.userId, digest) ++ Option.when(hasFiles(session))(session.sessionId)).foreach { part =>
       hash.update(part.getBytes(UTF_8))
       hash.update(0.toByte)
     }

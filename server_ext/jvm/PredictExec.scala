@@ -1,7 +1,11 @@
 // The direct way of a prediction: tasks of the JVM hand batches to the model host themselves, through shared memory.
 package org.apache.spark.sql.connect.sparkgap
 
+import scala.jdk.CollectionConverters._
+
 import org.apache.spark.{SparkEnv, TaskContext}
+import org.apache.spark.api.python.PythonBroadcast
+import org.apache.spark.broadcast.Broadcast
 import org.apache.spark.rdd.RDD
 import org.apache.spark.sql.catalyst.InternalRow
 import org.apache.spark.sql.catalyst.expressions.{Attribute, AttributeSet, Expression, JoinedRow, PythonUDF, UnsafeProjection, UnsafeRow}
@@ -30,7 +34,8 @@ case class PredictExec(udf: PythonUDF, result: Attribute, kept: Seq[Attribute], 
     "loadTime" -> SQLMetrics.createNanoTimingMetric(sparkContext, "time loading the model"))
 
   override protected def doExecute(): RDD[InternalRow] = {
-    val task = PredictTask(Predict.planOf(udf).get.toByteArray, udf.children, udf.dataType, kept, child.output, conf.sessionLocalTimeZone, metrics)
+    val payload = udf.func.broadcastVars.asScala.headOption
+    val task = PredictTask(Predict.planOf(udf).get.toByteArray, payload, udf.children, udf.dataType, kept, child.output, conf.sessionLocalTimeZone, metrics)
     if (columnar) child.executeColumnar().mapPartitionsInternal(batches => task.predict(new VectorInput(task, batches)))
     else child.execute().mapPartitionsWithIndexInternal((partition, rows) => task.predict(new RowInput(task, rows, partition)))
   }
@@ -39,6 +44,7 @@ case class PredictExec(udf: PythonUDF, result: Attribute, kept: Seq[Attribute], 
 /** What a task needs; travels in the closure. */
 private final case class PredictTask(
     plan: Array[Byte],
+    payload: Option[Broadcast[PythonBroadcast]],
     arguments: Seq[Expression],
     returns: DataType,
     kept: Seq[Attribute],
@@ -56,7 +62,7 @@ private final case class PredictTask(
     val message = Schema.parse("PredictPlan", plan)
     val context = TaskContext.get()
     val columns = StructType(arguments.zipWithIndex.map { case (each, index) => StructField(index.toString, each.dataType, each.nullable) })
-    val conversation = new ModelConversation(message, columns, returns, timeZone, new Settings(SparkEnv.get.conf).maxBatchBytes, metrics)
+    val conversation = new ModelConversation(message, payload, columns, returns, timeZone, new Settings(SparkEnv.get.conf).maxBatchBytes, metrics)
     context.addTaskCompletionListener[Unit](_ => conversation.close())
     val predictions = new Predictions(from, conversation, message.int("batch_size"), metrics("numOutputRows"))
     if (kept.isEmpty) withoutColumns(predictions)

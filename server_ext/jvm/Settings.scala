@@ -26,6 +26,12 @@ final class Settings(conf: SparkConf) {
   def maxEventBytes: Long = conf.getSizeAsBytes("spark.sparkgap.events.maxBytes", "16m")
   def maxPlanBytes: Long = conf.getSizeAsBytes("spark.sparkgap.plan.maxBytes", "120m")
 
+  /** What make_predict_fn may carry; while it is handed on, it lies in the driver's heap twice. */
+  def maxModelBytes: Long = conf.getSizeAsBytes("spark.sparkgap.model.maxBytes", s"${Runtime.getRuntime.maxMemory() / 4}b")
+
+  /** What the driver keeps of it for later queries, on disk and in Spark's storage memory. */
+  def keptModelBytes: Long = conf.getSizeAsBytes("spark.sparkgap.model.keptBytes", "4g")
+
   /** Ended runs are forgotten, the oldest first, beyond this number or this many bytes of events and values together. */
   def keptRuns: Int = conf.getInt("spark.sparkgap.runs.kept", 100)
   def keptBytes: Long = conf.getSizeAsBytes("spark.sparkgap.runs.keptBytes", "512m")

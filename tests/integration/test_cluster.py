@@ -125,6 +125,42 @@ def test_predictions_come_from_both_executors(spark: SparkSession) -> None:
     assert len({executor_of(pid) for pid in hosts}) == 2
 
 
+def broadcast_files(cluster: Path) -> list[Path]:
+    """Weights as the executors hold them."""
+    return [path for path in cluster.rglob("broadcast_*_python") if path.is_file()]
+
+
+def test_weights_travel_to_each_executor_once(cluster: Path) -> None:
+    import numpy as np
+
+    weights = np.random.default_rng(0).integers(1, 100, 5_000_000)  # 40 MB
+
+    def make_predict_fn() -> Any:
+        import os
+
+        total = int(weights.sum())
+        return lambda x: {"sum": x + total, "pid": np.full(len(x), os.getpid())}
+
+    predict = predict_batch_udf(make_predict_fn, return_type="struct<sum: long, pid: long>", batch_size=7)
+    hosts, states = [], []
+    for direct in ("true", "false", "true"):
+        session = SparkSession.builder.remote((cluster / "url").read_text().strip()).create()
+        session.conf.set("spark.sparkgap.predict.direct", direct)
+        rows = [row.p for row in session.range(0, 400, 1, 4).select(predict("id").alias("p")).collect()]
+        session.stop()
+        assert sorted(row.sum for row in rows) == [int(weights.sum()) + i for i in range(400)]
+        hosts.append({row.pid for row in rows})
+        states.append({(path, path.stat().st_ino, path.stat().st_mtime_ns) for path in broadcast_files(cluster)})
+    assert hosts[0] == hosts[1] == hosts[2]
+    assert {executor_of(pid) for pid in hosts[0]} == {executor_of(pid) for pid in hosts[2]}
+    assert states[0] == states[1] == states[2]
+    files = broadcast_files(cluster)
+    assert len(files) == len(hosts[0]) == 2, "one file in each of the two executors"
+    for path in files:
+        assert path.stat().st_size > weights.nbytes
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
 def test_a_failing_rank_is_named_and_nothing_is_left(cluster: Path, spark: SparkSession) -> None:
     def main_fn() -> None:
         import os

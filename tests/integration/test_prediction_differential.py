@@ -200,7 +200,9 @@ def check(spark: SparkSession, table: Table, folders: pytest.TempPathFactory) ->
 
 
 def frame_of(spark: SparkSession, table: Table, folders: pytest.TempPathFactory):
-    data = pa.table({"id": pa.array(range(len(table.columns[0]))), **dict(zip(table.names, table.columns, strict=True))})
+    data = pa.table(
+        {"id": pa.array(range(len(table.columns[0]))), **dict(zip(table.names, table.columns, strict=True))}
+    )
     if not table.from_parquet and data.num_rows:  # pyspark infers no schema from an empty table
         return spark.createDataFrame(data).repartition(table.partitions)
     folder = folders.mktemp("table")

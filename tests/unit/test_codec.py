@@ -46,6 +46,11 @@ class TestPackAndUnpack:
         assert payload.python == "{}.{}".format(*sys.version_info)
         assert payload.cloudpickle == cloudpickle.__version__
 
+    def test_a_payload_whose_data_lies_in_a_file(self, tmp_path):
+        (tmp_path / "data").write_bytes(codec.pickled([1, "two"], "value"))
+        with (tmp_path / "data").open("rb") as file:
+            assert codec.unpack(codec.versions(), file) == [1, "two"]
+
     def test_another_minor_version_of_python_is_refused_before_anything_is_unpickled(self):
         payload = pb.Payload(python="3.9", cloudpickle="3.1", data=b"this is no pickle")
         with pytest.raises(codec.WrongPython) as refusal:
@@ -272,6 +277,21 @@ class TestDigest:
         changed = zeros.copy()
         changed[77] = 1
         assert len({digest(nested), digest([nested]), digest(zeros), digest(changed)}) == 4
+
+    @pytest.mark.parametrize(
+        "kind", [bytes, bytearray, lambda data: data.decode("latin-1")], ids=["bytes", "bytearray", "str"]
+    )
+    @pytest.mark.parametrize("size", [1 << 16, (1 << 16) + 1, 1 << 20])
+    def test_every_byte_of_a_long_constant_counts(self, kind, size):
+        data = bytes(size)
+        last = data[:-1] + b"x"
+        first = b"x" + data[1:]
+        assert len({digest((kind(each), 1)) for each in (data, first, last, data + b"\0")}) == 4
+        assert digest((kind(last), 1)) == digest((kind(bytes(last)), 1))
+
+    def test_the_digest_of_data_beside_its_payload_is_that_of_the_whole(self):
+        whole = codec.pack([1, "value"], "value")
+        assert codec.digest(codec.versions(), whole.data) == codec.digest(whole)
 
     def test_another_python_or_cloudpickle_is_another_digest(self):
         payload = codec.pack(1, "value")

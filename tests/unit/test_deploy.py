@@ -35,6 +35,8 @@ OPTIONAL_KEYS = {
     "spark.sparkgap.result.maxBytes",
     "spark.sparkgap.events.maxBytes",
     "spark.sparkgap.runs.keptBytes",
+    "spark.sparkgap.model.maxBytes",
+    "spark.sparkgap.model.keptBytes",
 }
 SESSION_KEYS = {"spark.sparkgap.predict.direct"}
 OWN_KEYS = {"spark.sparkgap.readyFile", *OPTIONAL_KEYS, *SESSION_KEYS}

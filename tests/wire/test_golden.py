@@ -65,6 +65,15 @@ def predict_plan_options() -> plan_pb2.PredictPlan:
     )  # fmt: skip
 
 
+def predict_plan_uploaded() -> plan_pb2.PredictPlan:
+    """As the executor hands it to the model host, with 5 GB of weights in a file."""
+    return plan_pb2.PredictPlan(
+        protocol=1, client=CLIENT, name="make_digits", return_type='"integer"', batch_size=512, digest="0f" * 32,
+        make_predict_fn=plan_pb2.Payload(python="3.11", cloudpickle="3.1.2", uploaded_bytes=5 * 2**30), argument_names=["image"],
+        broadcast=0, payload_file="/local/blockmgr-1/0f/broadcast_0_python",
+    )  # fmt: skip
+
+
 def failure() -> run_pb2.RankFailure:
     return run_pb2.RankFailure(
         rank=1, host="node-7", pid=4711, time=1_700_000_000_123_456, exception="ValueError", message="no é weights",
@@ -96,8 +105,10 @@ MESSAGES: dict[str, Message] = {
     "command_follow": command(follow=follow()),
     "command_cancel": command(cancel=plan_pb2.CancelRun(run_id="run-1", reason="interrupted at the client (Ctrl-C)")),
     "query_run": query(run=plan_pb2.RunQuery(run_id="run-1")),
+    "query_payload": query(payload=plan_pb2.PayloadQuery(digest="0f" * 32, bytes=5 * 2**30, name="make_digits")),
     "query_hello": query(hello=plan_pb2.HelloQuery()),
     "predict_plan": predict_plan(),
+    "predict_plan_uploaded": predict_plan_uploaded(),
     "input_shapes_sparse": plan_pb2.InputShapes(
         sparse=True, shapes=[plan_pb2.InputShape(index=3, given=True, dimensions=[2**31 - 1])]
     ),
@@ -112,6 +123,7 @@ MESSAGES: dict[str, Message] = {
         events=run_pb2.RunEvents(first_sequence=12, events=[event(log=log_lines()), event(failure=failure())], dropped=2)
     ),
     "reply_result": run_pb2.Reply(result=run_pb2.ResultChunk(data=bytes(range(256)))),
+    "reply_payload": run_pb2.Reply(payload=run_pb2.PayloadAnswer(way=run_pb2.PayloadAnswer.UPLOAD)),
     "reply_hello": run_pb2.Reply(hello=run_pb2.Hello(protocol=1, spark="4.2.1")),
     "event_started": event(started=run_pb2.RankStarted(host="node-7", pid=4711)),
     "event_log": event(log=log_lines()),

@@ -51,16 +51,18 @@ class CancelRun(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Query(_message.Message):
-    __slots__ = ("protocol", "client", "run", "hello")
+    __slots__ = ("protocol", "client", "run", "hello", "payload")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     client: str
     run: RunQuery
     hello: HelloQuery
-    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[str] = ..., run: _Optional[_Union[RunQuery, _Mapping]] = ..., hello: _Optional[_Union[HelloQuery, _Mapping]] = ...) -> None: ...
+    payload: PayloadQuery
+    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[str] = ..., run: _Optional[_Union[RunQuery, _Mapping]] = ..., hello: _Optional[_Union[HelloQuery, _Mapping]] = ..., payload: _Optional[_Union[PayloadQuery, _Mapping]] = ...) -> None: ...
 
 class HelloQuery(_message.Message):
     __slots__ = ()
@@ -72,15 +74,27 @@ class RunQuery(_message.Message):
     run_id: str
     def __init__(self, run_id: _Optional[str] = ...) -> None: ...
 
+class PayloadQuery(_message.Message):
+    __slots__ = ("digest", "bytes", "name")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    bytes: int
+    name: str
+    def __init__(self, digest: _Optional[str] = ..., bytes: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...
+
 class Payload(_message.Message):
-    __slots__ = ("python", "cloudpickle", "data")
+    __slots__ = ("python", "cloudpickle", "data", "uploaded_bytes")
     PYTHON_FIELD_NUMBER: _ClassVar[int]
     CLOUDPICKLE_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    UPLOADED_BYTES_FIELD_NUMBER: _ClassVar[int]
     python: str
     cloudpickle: str
     data: bytes
-    def __init__(self, python: _Optional[str] = ..., cloudpickle: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
+    uploaded_bytes: int
+    def __init__(self, python: _Optional[str] = ..., cloudpickle: _Optional[str] = ..., data: _Optional[bytes] = ..., uploaded_bytes: _Optional[int] = ...) -> None: ...
 
 class Script(_message.Message):
     __slots__ = ("name", "source", "arguments")
@@ -111,7 +125,7 @@ class TrainPlan(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., num_processes: _Optional[int] = ..., local_mode: bool = ..., use_gpu: bool = ..., function: _Optional[_Union[Payload, _Mapping]] = ..., script: _Optional[_Union[Script, _Mapping]] = ...) -> None: ...
 
 class PredictPlan(_message.Message):
-    __slots__ = ("protocol", "client", "name", "return_type", "batch_size", "input_shapes", "make_predict_fn", "digest", "deterministic", "arguments", "argument_names", "session_files", "input_dtypes", "nulls", "time_zone", "version")
+    __slots__ = ("protocol", "client", "name", "return_type", "batch_size", "input_shapes", "make_predict_fn", "digest", "deterministic", "arguments", "argument_names", "session_files", "input_dtypes", "nulls", "time_zone", "version", "broadcast", "payload_file")
     class Nulls(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         NULLS_UNSPECIFIED: _ClassVar[PredictPlan.Nulls]
@@ -138,6 +152,8 @@ class PredictPlan(_message.Message):
     NULLS_FIELD_NUMBER: _ClassVar[int]
     TIME_ZONE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    BROADCAST_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FILE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     client: str
     name: str
@@ -154,7 +170,9 @@ class PredictPlan(_message.Message):
     nulls: PredictPlan.Nulls
     time_zone: str
     version: str
-    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[str] = ..., name: _Optional[str] = ..., return_type: _Optional[str] = ..., batch_size: _Optional[int] = ..., input_shapes: _Optional[_Union[InputShapes, _Mapping]] = ..., make_predict_fn: _Optional[_Union[Payload, _Mapping]] = ..., digest: _Optional[str] = ..., deterministic: bool = ..., arguments: _Optional[_Iterable[_Union[_any_pb2.Any, _Mapping]]] = ..., argument_names: _Optional[_Iterable[str]] = ..., session_files: bool = ..., input_dtypes: _Optional[_Union[InputDtypes, _Mapping]] = ..., nulls: _Optional[_Union[PredictPlan.Nulls, str]] = ..., time_zone: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+    broadcast: int
+    payload_file: str
+    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[str] = ..., name: _Optional[str] = ..., return_type: _Optional[str] = ..., batch_size: _Optional[int] = ..., input_shapes: _Optional[_Union[InputShapes, _Mapping]] = ..., make_predict_fn: _Optional[_Union[Payload, _Mapping]] = ..., digest: _Optional[str] = ..., deterministic: bool = ..., arguments: _Optional[_Iterable[_Union[_any_pb2.Any, _Mapping]]] = ..., argument_names: _Optional[_Iterable[str]] = ..., session_files: bool = ..., input_dtypes: _Optional[_Union[InputDtypes, _Mapping]] = ..., nulls: _Optional[_Union[PredictPlan.Nulls, str]] = ..., time_zone: _Optional[str] = ..., version: _Optional[str] = ..., broadcast: _Optional[int] = ..., payload_file: _Optional[str] = ...) -> None: ...
 
 class InputShapes(_message.Message):
     __slots__ = ("sparse", "shapes")

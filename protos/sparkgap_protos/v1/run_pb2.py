@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from sparkgap_protos.v1 import plan_pb2 as sparkgap__protos_dot_v1_dot_plan__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csparkgap_protos/v1/run.proto\x12\x0bsparkgap.v1\x1a\x1dsparkgap_protos/v1/plan.proto\"\xdd\x01\n\x05Reply\x12\'\n\x07refusal\x18\x01 \x01(\x0b\x32\x14.sparkgap.v1.RefusalH\x00\x12(\n\x06status\x18\x02 \x01(\x0b\x32\x16.sparkgap.v1.RunStatusH\x00\x12(\n\x06\x65vents\x18\x03 \x01(\x0b\x32\x16.sparkgap.v1.RunEventsH\x00\x12*\n\x06result\x18\x04 \x01(\x0b\x32\x18.sparkgap.v1.ResultChunkH\x00\x12#\n\x05hello\x18\x05 \x01(\x0b\x32\x12.sparkgap.v1.HelloH\x00\x42\x06\n\x04kind\"(\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05spark\x18\x02 \x01(\t\"\xa2\x01\n\x07Refusal\x12+\n\x06reason\x18\x01 \x01(\x0e\x32\x1b.sparkgap.v1.Refusal.Reason\x12\x0f\n\x07message\x18\x02 \x01(\t\"Y\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x08\n\x04PLAN\x10\x01\x12\x0b\n\x07VERSION\x10\x02\x12\r\n\tRESOURCES\x10\x03\x12\x11\n\rRUN_NOT_FOUND\x10\x04\"\xae\x02\n\tRunStatus\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12$\n\x05state\x18\x03 \x01(\x0e\x32\x15.sparkgap.v1.RunState\x12\x15\n\rnum_processes\x18\x04 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\r\x12\x14\n\x0csubmitted_at\x18\x06 \x01(\x03\x12\x12\n\nstarted_at\x18\x07 \x01(\x03\x12\x10\n\x08\x65nded_at\x18\x08 \x01(\x03\x12\x0e\n\x06reason\x18\t \x01(\t\x12*\n\x08\x66\x61ilures\x18\n \x03(\x0b\x32\x18.sparkgap.v1.RankFailure\x12\x15\n\rnext_sequence\x18\x0b \x01(\x04\x12\x14\n\x0cresult_bytes\x18\x0c \x01(\x04\x12\x10\n\x08\x63omplete\x18\r \x01(\x08\"[\n\tRunEvents\x12\x16\n\x0e\x66irst_sequence\x18\x01 \x01(\x04\x12%\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x15.sparkgap.v1.RunEvent\x12\x0f\n\x07\x64ropped\x18\x03 \x01(\x04\"\xe8\x01\n\x08RunEvent\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x0c\n\x04time\x18\x03 \x01(\x03\x12+\n\x07started\x18\x04 \x01(\x0b\x32\x18.sparkgap.v1.RankStartedH\x00\x12$\n\x03log\x18\x05 \x01(\x0b\x32\x15.sparkgap.v1.LogLinesH\x00\x12\'\n\x07metrics\x18\x06 \x01(\x0b\x32\x14.sparkgap.v1.MetricsH\x00\x12+\n\x07\x66\x61ilure\x18\x07 \x01(\x0b\x32\x18.sparkgap.v1.RankFailureH\x00\x42\x06\n\x04kind\"(\n\x0bRankStarted\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\"\x92\x01\n\x08LogLines\x12,\n\x06stream\x18\x01 \x01(\x0e\x32\x1c.sparkgap.v1.LogLines.Stream\x12\r\n\x05lines\x18\x02 \x03(\t\x12\x0f\n\x07\x64ropped\x18\x03 \x01(\x04\"8\n\x06Stream\x12\x16\n\x12STREAM_UNSPECIFIED\x10\x00\x12\n\n\x06STDOUT\x10\x01\x12\n\n\x06STDERR\x10\x02\"\x87\x01\n\x07Metrics\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\r\n\x05total\x18\x02 \x01(\x03\x12\x30\n\x06values\x18\x03 \x03(\x0b\x32 .sparkgap.v1.Metrics.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xf0\x01\n\x0bRankFailure\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\x0c\n\x04time\x18\x04 \x01(\x03\x12\x11\n\texception\x18\x05 \x01(\t\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\x11\n\ttraceback\x18\x07 \x01(\t\x12%\n\x07pickled\x18\x08 \x01(\x0b\x32\x14.sparkgap.v1.Payload\x12\x11\n\texit_code\x18\t \x01(\x05\x12\x0e\n\x06signal\x18\n \x01(\x05\x12\x15\n\rin_collective\x18\x0b \x01(\x08\x12\x12\n\nlast_lines\x18\x0c \x03(\t\"\x1b\n\x0bResultChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c*v\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\n\n\x06QUEUED\x10\x01\x12\x0c\n\x08STARTING\x10\x02\x12\x0b\n\x07RUNNING\x10\x03\x12\r\n\tSUCCEEDED\x10\x04\x12\n\n\x06\x46\x41ILED\x10\x05\x12\r\n\tCANCELLED\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csparkgap_protos/v1/run.proto\x12\x0bsparkgap.v1\x1a\x1dsparkgap_protos/v1/plan.proto\"\x8c\x02\n\x05Reply\x12\'\n\x07refusal\x18\x01 \x01(\x0b\x32\x14.sparkgap.v1.RefusalH\x00\x12(\n\x06status\x18\x02 \x01(\x0b\x32\x16.sparkgap.v1.RunStatusH\x00\x12(\n\x06\x65vents\x18\x03 \x01(\x0b\x32\x16.sparkgap.v1.RunEventsH\x00\x12*\n\x06result\x18\x04 \x01(\x0b\x32\x18.sparkgap.v1.ResultChunkH\x00\x12#\n\x05hello\x18\x05 \x01(\x0b\x32\x12.sparkgap.v1.HelloH\x00\x12-\n\x07payload\x18\t \x01(\x0b\x32\x1a.sparkgap.v1.PayloadAnswerH\x00\x42\x06\n\x04kind\"(\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05spark\x18\x02 \x01(\t\"z\n\rPayloadAnswer\x12+\n\x03way\x18\x01 \x01(\x0e\x32\x1e.sparkgap.v1.PayloadAnswer.Way\"<\n\x03Way\x12\x13\n\x0fWAY_UNSPECIFIED\x10\x00\x12\x08\n\x04HELD\x10\x01\x12\n\n\x06UPLOAD\x10\x02\x12\n\n\x06INLINE\x10\x03\"\xa2\x01\n\x07Refusal\x12+\n\x06reason\x18\x01 \x01(\x0e\x32\x1b.sparkgap.v1.Refusal.Reason\x12\x0f\n\x07message\x18\x02 \x01(\t\"Y\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x08\n\x04PLAN\x10\x01\x12\x0b\n\x07VERSION\x10\x02\x12\r\n\tRESOURCES\x10\x03\x12\x11\n\rRUN_NOT_FOUND\x10\x04\"\xae\x02\n\tRunStatus\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12$\n\x05state\x18\x03 \x01(\x0e\x32\x15.sparkgap.v1.RunState\x12\x15\n\rnum_processes\x18\x04 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\r\x12\x14\n\x0csubmitted_at\x18\x06 \x01(\x03\x12\x12\n\nstarted_at\x18\x07 \x01(\x03\x12\x10\n\x08\x65nded_at\x18\x08 \x01(\x03\x12\x0e\n\x06reason\x18\t \x01(\t\x12*\n\x08\x66\x61ilures\x18\n \x03(\x0b\x32\x18.sparkgap.v1.RankFailure\x12\x15\n\rnext_sequence\x18\x0b \x01(\x04\x12\x14\n\x0cresult_bytes\x18\x0c \x01(\x04\x12\x10\n\x08\x63omplete\x18\r \x01(\x08\"[\n\tRunEvents\x12\x16\n\x0e\x66irst_sequence\x18\x01 \x01(\x04\x12%\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x15.sparkgap.v1.RunEvent\x12\x0f\n\x07\x64ropped\x18\x03 \x01(\x04\"\xe8\x01\n\x08RunEvent\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x0c\n\x04time\x18\x03 \x01(\x03\x12+\n\x07started\x18\x04 \x01(\x0b\x32\x18.sparkgap.v1.RankStartedH\x00\x12$\n\x03log\x18\x05 \x01(\x0b\x32\x15.sparkgap.v1.LogLinesH\x00\x12\'\n\x07metrics\x18\x06 \x01(\x0b\x32\x14.sparkgap.v1.MetricsH\x00\x12+\n\x07\x66\x61ilure\x18\x07 \x01(\x0b\x32\x18.sparkgap.v1.RankFailureH\x00\x42\x06\n\x04kind\"(\n\x0bRankStarted\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\"\x92\x01\n\x08LogLines\x12,\n\x06stream\x18\x01 \x01(\x0e\x32\x1c.sparkgap.v1.LogLines.Stream\x12\r\n\x05lines\x18\x02 \x03(\t\x12\x0f\n\x07\x64ropped\x18\x03 \x01(\x04\"8\n\x06Stream\x12\x16\n\x12STREAM_UNSPECIFIED\x10\x00\x12\n\n\x06STDOUT\x10\x01\x12\n\n\x06STDERR\x10\x02\"\x87\x01\n\x07Metrics\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\r\n\x05total\x18\x02 \x01(\x03\x12\x30\n\x06values\x18\x03 \x03(\x0b\x32 .sparkgap.v1.Metrics.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xf0\x01\n\x0bRankFailure\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\x0c\n\x04time\x18\x04 \x01(\x03\x12\x11\n\texception\x18\x05 \x01(\t\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\x11\n\ttraceback\x18\x07 \x01(\t\x12%\n\x07pickled\x18\x08 \x01(\x0b\x32\x14.sparkgap.v1.Payload\x12\x11\n\texit_code\x18\t \x01(\x05\x12\x0e\n\x06signal\x18\n \x01(\x05\x12\x15\n\rin_collective\x18\x0b \x01(\x08\x12\x12\n\nlast_lines\x18\x0c \x03(\t\"\x1b\n\x0bResultChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c*v\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\n\n\x06QUEUED\x10\x01\x12\x0c\n\x08STARTING\x10\x02\x12\x0b\n\x07RUNNING\x10\x03\x12\r\n\tSUCCEEDED\x10\x04\x12\n\n\x06\x46\x41ILED\x10\x05\x12\r\n\tCANCELLED\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,34 +34,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_METRICS_VALUESENTRY']._loaded_options = None
   _globals['_METRICS_VALUESENTRY']._serialized_options = b'8\001'
-  _globals['_RUNSTATE']._serialized_start=1741
-  _globals['_RUNSTATE']._serialized_end=1859
+  _globals['_RUNSTATE']._serialized_start=1912
+  _globals['_RUNSTATE']._serialized_end=2030
   _globals['_REPLY']._serialized_start=77
-  _globals['_REPLY']._serialized_end=298
-  _globals['_HELLO']._serialized_start=300
-  _globals['_HELLO']._serialized_end=340
-  _globals['_REFUSAL']._serialized_start=343
-  _globals['_REFUSAL']._serialized_end=505
-  _globals['_REFUSAL_REASON']._serialized_start=416
-  _globals['_REFUSAL_REASON']._serialized_end=505
-  _globals['_RUNSTATUS']._serialized_start=508
-  _globals['_RUNSTATUS']._serialized_end=810
-  _globals['_RUNEVENTS']._serialized_start=812
-  _globals['_RUNEVENTS']._serialized_end=903
-  _globals['_RUNEVENT']._serialized_start=906
-  _globals['_RUNEVENT']._serialized_end=1138
-  _globals['_RANKSTARTED']._serialized_start=1140
-  _globals['_RANKSTARTED']._serialized_end=1180
-  _globals['_LOGLINES']._serialized_start=1183
-  _globals['_LOGLINES']._serialized_end=1329
-  _globals['_LOGLINES_STREAM']._serialized_start=1273
-  _globals['_LOGLINES_STREAM']._serialized_end=1329
-  _globals['_METRICS']._serialized_start=1332
-  _globals['_METRICS']._serialized_end=1467
-  _globals['_METRICS_VALUESENTRY']._serialized_start=1422
-  _globals['_METRICS_VALUESENTRY']._serialized_end=1467
-  _globals['_RANKFAILURE']._serialized_start=1470
-  _globals['_RANKFAILURE']._serialized_end=1710
-  _globals['_RESULTCHUNK']._serialized_start=1712
-  _globals['_RESULTCHUNK']._serialized_end=1739
+  _globals['_REPLY']._serialized_end=345
+  _globals['_HELLO']._serialized_start=347
+  _globals['_HELLO']._serialized_end=387
+  _globals['_PAYLOADANSWER']._serialized_start=389
+  _globals['_PAYLOADANSWER']._serialized_end=511
+  _globals['_PAYLOADANSWER_WAY']._serialized_start=451
+  _globals['_PAYLOADANSWER_WAY']._serialized_end=511
+  _globals['_REFUSAL']._serialized_start=514
+  _globals['_REFUSAL']._serialized_end=676
+  _globals['_REFUSAL_REASON']._serialized_start=587
+  _globals['_REFUSAL_REASON']._serialized_end=676
+  _globals['_RUNSTATUS']._serialized_start=679
+  _globals['_RUNSTATUS']._serialized_end=981
+  _globals['_RUNEVENTS']._serialized_start=983
+  _globals['_RUNEVENTS']._serialized_end=1074
+  _globals['_RUNEVENT']._serialized_start=1077
+  _globals['_RUNEVENT']._serialized_end=1309
+  _globals['_RANKSTARTED']._serialized_start=1311
+  _globals['_RANKSTARTED']._serialized_end=1351
+  _globals['_LOGLINES']._serialized_start=1354
+  _globals['_LOGLINES']._serialized_end=1500
+  _globals['_LOGLINES_STREAM']._serialized_start=1444
+  _globals['_LOGLINES_STREAM']._serialized_end=1500
+  _globals['_METRICS']._serialized_start=1503
+  _globals['_METRICS']._serialized_end=1638
+  _globals['_METRICS_VALUESENTRY']._serialized_start=1593
+  _globals['_METRICS_VALUESENTRY']._serialized_end=1638
+  _globals['_RANKFAILURE']._serialized_start=1641
+  _globals['_RANKFAILURE']._serialized_end=1881
+  _globals['_RESULTCHUNK']._serialized_start=1883
+  _globals['_RESULTCHUNK']._serialized_end=1910
 # @@protoc_insertion_point(module_scope)

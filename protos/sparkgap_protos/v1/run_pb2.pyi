@@ -26,18 +26,20 @@ FAILED: RunState
 CANCELLED: RunState
 
 class Reply(_message.Message):
-    __slots__ = ("refusal", "status", "events", "result", "hello")
+    __slots__ = ("refusal", "status", "events", "result", "hello", "payload")
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     refusal: Refusal
     status: RunStatus
     events: RunEvents
     result: ResultChunk
     hello: Hello
-    def __init__(self, refusal: _Optional[_Union[Refusal, _Mapping]] = ..., status: _Optional[_Union[RunStatus, _Mapping]] = ..., events: _Optional[_Union[RunEvents, _Mapping]] = ..., result: _Optional[_Union[ResultChunk, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ...) -> None: ...
+    payload: PayloadAnswer
+    def __init__(self, refusal: _Optional[_Union[Refusal, _Mapping]] = ..., status: _Optional[_Union[RunStatus, _Mapping]] = ..., events: _Optional[_Union[RunEvents, _Mapping]] = ..., result: _Optional[_Union[ResultChunk, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., payload: _Optional[_Union[PayloadAnswer, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol", "spark")
@@ -46,6 +48,22 @@ class Hello(_message.Message):
     protocol: int
     spark: str
     def __init__(self, protocol: _Optional[int] = ..., spark: _Optional[str] = ...) -> None: ...
+
+class PayloadAnswer(_message.Message):
+    __slots__ = ("way",)
+    class Way(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        WAY_UNSPECIFIED: _ClassVar[PayloadAnswer.Way]
+        HELD: _ClassVar[PayloadAnswer.Way]
+        UPLOAD: _ClassVar[PayloadAnswer.Way]
+        INLINE: _ClassVar[PayloadAnswer.Way]
+    WAY_UNSPECIFIED: PayloadAnswer.Way
+    HELD: PayloadAnswer.Way
+    UPLOAD: PayloadAnswer.Way
+    INLINE: PayloadAnswer.Way
+    WAY_FIELD_NUMBER: _ClassVar[int]
+    way: PayloadAnswer.Way
+    def __init__(self, way: _Optional[_Union[PayloadAnswer.Way, str]] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("reason", "message")

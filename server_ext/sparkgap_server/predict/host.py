@@ -10,9 +10,10 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
 from sparkgap_protos import codec
@@ -138,8 +139,10 @@ class _Host:
             # Tasks that already have a model keep it to their end: a query sees one version of the weights in each partition.
             if self._model is None or self._witness.changed():
                 wire.send(connection, pb.PLAN_WANTED)
-                with self._witness.watch():
-                    self._model = _load(_receive_plan(connection))
+                whole = _receive_plan(connection)
+                # Opened before the watch begins: Spark may remove the file while the model lives.
+                with _payload(whole) as file, self._witness.watch():
+                    self._model = _load(whole, file)
         from sparkgap_server.predict.task import task_of
 
         return task_of(plan), self._model
@@ -233,12 +236,27 @@ def _receive_plan(connection: socket.socket) -> plan_pb2.PredictPlan:
     return plan_pb2.PredictPlan.FromString(frame.body)
 
 
-def _load(plan: plan_pb2.PredictPlan) -> _Model:
+@contextmanager
+def _payload(plan: plan_pb2.PredictPlan) -> Iterator[IO[bytes] | None]:
+    """The file with what make_predict_fn carries, or None where the plan holds it."""
+    if not plan.payload_file:
+        yield None
+        return
+    try:
+        descriptor = os.open(plan.payload_file, os.O_RDONLY)
+    except OSError as error:
+        text = f"what make_predict_fn carries cannot be read on this node: {error}. Run the query again from its client, which sends it again"
+        raise LoadFailed(type(error)(text)) from error
+    with open(descriptor, "rb", 1 << 20) as file:
+        yield file
+
+
+def _load(plan: plan_pb2.PredictPlan, file: IO[bytes] | None) -> _Model:
     from sparkgap_server.predict.tensors import model_arguments
 
     began = time.perf_counter()
     try:
-        predict = codec.unpack(plan.make_predict_fn)()
+        predict = codec.unpack(plan.make_predict_fn, file)()
         if not callable(predict):
             raise TypeError(f"make_predict_fn must return a function, it returned a {type(predict).__qualname__}")
         return _Model(predict, model_arguments(predict), time.perf_counter() - began)

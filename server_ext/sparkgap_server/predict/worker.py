@@ -109,7 +109,7 @@ class _Host:
             wire.send(self._connection, pb.PREDICT_PLAN, outline)
             frame = wire.receive(self._connection)
             if frame is not None and frame.kind == pb.PLAN_WANTED:
-                wire.send(self._connection, pb.PREDICT_PLAN, self._plan)
+                wire.send(self._connection, pb.PREDICT_PLAN, _with_payload(self._plan))
                 frame = wire.receive(self._connection)
         except (OSError, wire.BrokenFrame):
             return None
@@ -133,6 +133,18 @@ class _Host:
         if frame.kind != answer:
             _raise(frame, self._plan.name)
         return frame.body
+
+
+def _with_payload(plan: plan_pb2.PredictPlan) -> plan_pb2.PredictPlan:
+    """Spark has put an uploaded payload on this node before it started the function, and told this worker where; nobody reads it here."""
+    if not plan.HasField("broadcast"):
+        return plan
+    from pyspark.core.broadcast import _broadcastRegistry
+
+    located = plan_pb2.PredictPlan()
+    located.CopyFrom(plan)
+    located.payload_file = _broadcastRegistry[plan.broadcast]._path
+    return located
 
 
 def _connect(plan: plan_pb2.PredictPlan) -> socket.socket:
