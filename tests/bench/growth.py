@@ -20,18 +20,21 @@ SWEEPS = {
     "batch size": ([1, 10, 100, 1000, 10_000], {"rows": 30_000, "columns": 4}),
 }
 
+WARM_UP = 15
+"""Queries of either way before anything counts: a young JVM is slow, and the first sweep would pay for it."""
+
+COLORS = {SPARKGAP: BLUE, PYSPARK: RED}
+
 Points = dict[str, dict[int, dict[str, float]]]
 
 
 def growth(spark: Sessions, folder: Path, rounds: int, picture: Path) -> Points:
     """Time every point of each sweep, print a table and draw it. Returns medians in seconds, by sweep, value and way."""
+    point(spark, folder, WARM_UP, {"rows": 10_000, "columns": 8, "batch size": 100})
     points: Points = {}
     for swept, (values, still) in SWEEPS.items():
         points[swept] = {}
-        print(
-            f"\n{swept:>12}{'sparkgap':>12}{'pyspark':>12}{'ratio':>8}    "
-            + ", ".join(f"{value} {name}" for name, value in still.items())
-        )
+        print(f"\n{swept:>12}{'sparkgap':>12}{'pyspark':>12}{'ratio':>8}    " + caption(swept))
         for value in values:
             found = point(spark, folder, rounds, {**still, swept: value})
             points[swept][value] = found
@@ -56,33 +59,39 @@ def point(spark: Sessions, folder: Path, rounds: int, size: dict[str, int]) -> d
 
 
 def draw(points: Points, picture: Path) -> None:
-    """One panel a sweep, logarithmic both ways."""
-    figure = Figure(figsize=(12, 4.2), dpi=150, facecolor="white")
-    figure.text(0.045, 0.92, "Seconds of one prediction query as it grows", size=15, weight="bold", color=INK)
+    """One panel a sweep, all of one logarithmic scale."""
+    figure = Figure(figsize=(12, 4.4), dpi=150, facecolor="white")
+    figure.text(0.045, 0.92, "Seconds of one prediction query as it grows:", size=15, weight="bold", color=INK)
+    for (way, color), place in zip(COLORS.items(), (0.43, 0.52), strict=True):
+        figure.text(place, 0.92, way, size=15, weight="bold", color=color)
+    seconds = [time for found in points.values() for ways in found.values() for time in ways.values()]
     for place, (swept, found) in enumerate(points.items()):
-        axes = figure.add_axes((0.045 + place * 0.325, 0.14, 0.27, 0.6))
+        axes = figure.add_axes((0.045 + place * 0.325, 0.12, 0.27, 0.6))
         draw_sweep(axes, swept, found)
+        axes.set_ylim(min(seconds) / 1.5, max(seconds) * 1.5)
+        axes.set_yticks([tick for tick in (0.1, 0.3, 1, 3, 10, 30) if min(seconds) / 1.5 < tick < max(seconds) * 1.5])
     figure.savefig(picture)
 
 
 def draw_sweep(axes: Axes, swept: str, found: dict[int, dict[str, float]]) -> None:
-    still = ", ".join(f"{value:,} {name}" for name, value in SWEEPS[swept][1].items())
-    axes.set_title(f"{swept}\n", loc="left", size=12, weight="bold", color=INK)
-    axes.text(0, 1.04, still, size=10, color=MUTED, transform=axes.transAxes)
+    axes.text(0, 1.14, swept, size=12, weight="bold", color=INK, transform=axes.transAxes)
+    axes.text(0, 1.05, caption(swept), size=10, color=MUTED, transform=axes.transAxes)
     values = list(found)
-    for way, color in ((SPARKGAP, BLUE), (PYSPARK, RED)):
-        seconds = [found[value][way] for value in values]
-        axes.plot(values, seconds, color=color, linewidth=2, marker="o", markersize=5)
-        axes.annotate(
-            way, (values[-1], seconds[-1]), xytext=(0, 8), textcoords="offset points", ha="right", size=11, color=color
-        )
+    for way, color in COLORS.items():
+        axes.plot(values, [found[value][way] for value in values], color=color, linewidth=2, marker="o", markersize=5)
     axes.set(xscale="log", yscale="log")
     axes.set_xticks(values, [f"{value:,}" for value in values])
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} s")
     axes.yaxis.grid(True, color=HAIRLINE, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.margins(y=0.2)
     axes.tick_params(labelsize=10, labelcolor=MUTED, length=0)
     axes.spines[["left", "top", "right"]].set_visible(False)
     axes.spines["bottom"].set_color(HAIRLINE)
+
+
+def caption(swept: str) -> str:
+    """What stands still."""
+    still = SWEEPS[swept][1]
+    words = {"rows": "{:,} rows", "columns": "{} columns of doubles", "batch size": "batches of {:,} rows"}
+    return ", ".join(words[name].format(value) for name, value in still.items())

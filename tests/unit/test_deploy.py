@@ -35,6 +35,7 @@ OPTIONAL_KEYS = {
     "spark.sparkgap.result.maxBytes",
     "spark.sparkgap.events.maxBytes",
     "spark.sparkgap.runs.keptBytes",
+    "spark.sparkgap.batch.maxBytes",
     "spark.sparkgap.model.maxBytes",
     "spark.sparkgap.model.keptBytes",
 }
