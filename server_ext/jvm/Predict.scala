@@ -39,8 +39,9 @@ object Predict {
     val includes = session.artifactManager.getPythonIncludes
     val key = modelKey(plan.string("digest"), session)
     val payload = Payloads.of(plan, key, session)
+    val conf = session.session.sessionState.conf
     val resolved = plan.without("arguments").copy("return_type" -> returns.json, "digest" -> key, "session_files" -> hasFiles(session),
-      "time_zone" -> session.session.sessionState.conf.sessionLocalTimeZone).copy(payload.map("broadcast" -> _.id).toSeq: _*)
+      "time_zone" -> conf.sessionLocalTimeZone, "unchecked_casts" -> !conf.arrowSafeTypeConversion).copy(payload.map("broadcast" -> _.id).toSeq: _*)
     val function = new SimplePythonFunction(ArraySeq.unsafeWrapArray(command(resolved.toByteArray, returns)), new util.HashMap[String, String](), includes.asJava,
       settings.python, python, new util.ArrayList[Broadcast[PythonBroadcast]](payload.toSeq.asJava), null)
     PythonUDF(plan.string("name"), function, returns, arguments, PythonEvalType.SQL_SCALAR_ARROW_ITER_UDF, plan.bool("deterministic"))

@@ -37,7 +37,7 @@ def noting(sizes: list[int], predict: Callable[..., Any]) -> Callable[..., Any]:
 MODELS: dict[str, tuple[DataType, Callable[[Any], Any]]] = {
     "numbers": (DoubleType(), lambda x: x + 1.0),
     "a column of numbers": (DoubleType(), lambda x: x[:, None] * 2.0),
-    "numbers of another type": (LongType(), lambda x: np.nan_to_num(x).astype(np.float32)),
+    "numbers of another type": (LongType(), lambda x: np.nan_to_num(x).round().astype(np.float32)),
     "texts": (StringType(), lambda x: np.array([f"{value:g}" for value in x], dtype=object)),
     "texts of a width": (StringType(), lambda x: np.array([f"{value:g}" for value in x])),
     "arrays": (ArrayType(DoubleType()), lambda x: np.stack([x, -x], axis=1)),

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import warnings
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,11 @@ from pyspark.sql.types import (
     StructField,
     StructType,
 )
-from sparkgap_server.predict.columns import SCALARS, to_column
+from sparkgap_server.predict import columns
+from sparkgap_server.predict.columns import SCALARS
+from sparkgap_server.predict.values import Conversion
+
+to_column = partial(columns.to_column, conversion=Conversion(checked=False))
 
 NAN = float("nan")
 FLOATS = ArrayType(FloatType())
@@ -36,7 +41,7 @@ LABELLED = StructType([StructField("label", IntegerType()), StructField("scores"
 
 
 def pyspark_column(predictions, rows, return_type):
-    """What a worker sends for a pandas UDF, with the default of convertToArrowArraySafely."""
+    """What a worker sends for a pandas UDF, with convertToArrowArraySafely=false."""
     if isinstance(predictions, dict):
         predictions = dict(predictions)  # pyspark writes into it
     with warnings.catch_warnings():
@@ -385,3 +390,36 @@ def test_all_predictions_become_what_pyspark_makes_of_them(case):
             to_column(predictions, rows, return_type)
         return
     assert_same(to_column(predictions, rows, return_type), theirs)
+
+
+class TestChecked:
+    """As Spark has it by default: what the declared type cannot hold is refused."""
+
+    @pytest.mark.parametrize(
+        ("values", "kind"),
+        [
+            (typed([1, 1.5], "f8"), IntegerType()),
+            (typed([1, 2**31], "i8"), IntegerType()),
+            (typed([1, 300], "i4"), ByteType()),
+        ],
+    )
+    def test_what_does_not_fit_is_refused(self, values, kind):
+        for predictions, return_type in (
+            (values, kind),
+            (values.reshape(2, 1), ArrayType(kind)),
+            ({"a": values}, StructType([StructField("a", kind)])),
+        ):
+            with pytest.raises(ValueError, match=r"cannot convert .* to the return type int.*astype"):
+                columns.to_column(predictions, 2, return_type)
+
+    @pytest.mark.parametrize(
+        ("values", "kind", "expected"),
+        [
+            (typed([1, 2], "f8"), IntegerType(), [1, 2]),
+            (typed([1, NAN], "f8"), IntegerType(), [1, None]),
+            (typed([1, 127], "i8"), ByteType(), [1, 127]),
+            (typed([1, 0.1], "f8"), FloatType(), [1, np.float32(0.1)]),
+        ],
+    )
+    def test_what_fits_is_cast(self, values, kind, expected):
+        assert columns.to_column(values, 2, kind).to_pylist() == expected

@@ -21,6 +21,7 @@ from pyspark.sql.types import (
     TimestampType,
 )
 from sparkgap_server.predict.columns import to_column
+from sparkgap_server.predict.values import Conversion
 
 NEW_YORK = "America/New_York"
 UTC = dt.timezone.utc
@@ -40,7 +41,7 @@ def objects(*values):
 
 
 def column(values, kind, zone=NEW_YORK):
-    made = to_column(values, len(values), kind, zone)
+    made = to_column(values, len(values), kind, Conversion(zone))
     made.validate(full=True)
     return made.to_pylist()
 
@@ -75,7 +76,7 @@ def test_naive_timestamps_are_local_to_the_session_and_aware_ones_keep_their_ins
 
 @pytest.mark.parametrize("values", [times(NOON, "NaT"), objects(NOON, None)], ids=["datetime64", "objects"])
 def test_timestamps_become_what_pandas_udfs_make_of_them(values):
-    ours = to_column(values, 2, TimestampType(), NEW_YORK)
+    ours = to_column(values, 2, TimestampType(), Conversion(NEW_YORK))
     theirs = PandasToArrowConversion.convert(
         [pd.Series(values.astype("M8[ns]"))], StructType([StructField("_0", TimestampType())]), timezone=NEW_YORK,
         safecheck=False, arrow_cast=True, assign_cols_by_name=True,
@@ -169,7 +170,7 @@ def test_fields_and_elements_from_rows(as_objects):
 
 
 def column_of_events(predictions):
-    made = to_column(predictions, 2, EVENT, NEW_YORK)
+    made = to_column(predictions, 2, EVENT, Conversion(NEW_YORK))
     made.validate(full=True)
     return made.to_pylist()
 
@@ -177,7 +178,7 @@ def column_of_events(predictions):
 def test_rows_of_lists_that_differ_in_length():
     rows = [{"all": times(NOON)}, {"all": times(NOON, "NaT")}, {"all": None}]
     struct = StructType([StructField("all", ArrayType(TimestampType()))])
-    assert to_column(rows, 3, struct, NEW_YORK).to_pylist() == [
+    assert to_column(rows, 3, struct, Conversion(NEW_YORK)).to_pylist() == [
         {"all": utc(AT_16)}, {"all": utc(AT_16, None)}, {"all": None},
     ]  # fmt: skip
 
@@ -208,13 +209,13 @@ BAD = {
 @pytest.mark.parametrize(("predictions", "return_type", "kind", "text"), BAD.values(), ids=BAD)
 def test_what_does_not_convert_says_what_it_is(predictions, return_type, kind, text):
     with pytest.raises(kind, match=text):
-        to_column(predictions, 2, return_type, NEW_YORK)
+        to_column(predictions, 2, return_type, Conversion(NEW_YORK))
 
 
 def test_columns_are_of_the_type_that_spark_expects_of_python():
-    assert to_column(times(NOON), 1, TimestampType(), NEW_YORK).type == pa.timestamp("us", "UTC")
-    assert to_column(times(NOON), 1, TimestampNTZType(), NEW_YORK).type == pa.timestamp("us")
-    assert to_column(times(NOON), 1, DateType(), NEW_YORK).type == pa.date32()
+    assert to_column(times(NOON), 1, TimestampType(), Conversion(NEW_YORK)).type == pa.timestamp("us", "UTC")
+    assert to_column(times(NOON), 1, TimestampNTZType(), Conversion(NEW_YORK)).type == pa.timestamp("us")
+    assert to_column(times(NOON), 1, DateType(), Conversion(NEW_YORK)).type == pa.date32()
 
 
 def test_times_do_not_import_pandas():
@@ -222,10 +223,11 @@ def test_times_do_not_import_pandas():
 import sys, numpy as np, datetime
 from pyspark.sql.types import *
 from sparkgap_server.predict.columns import to_column
+from sparkgap_server.predict.values import Conversion
 now = datetime.datetime.now()
 for kind in TimestampType(), TimestampNTZType(), DateType():
     for values in np.array([now, now], "M8[us]"), np.array([now, None], object):
-        to_column(values, 2, kind, "America/New_York")
+        to_column(values, 2, kind, Conversion("America/New_York"))
 assert "pandas" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})

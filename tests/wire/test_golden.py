@@ -70,7 +70,7 @@ def predict_plan_uploaded() -> plan_pb2.PredictPlan:
     return plan_pb2.PredictPlan(
         protocol=1, client=CLIENT, name="make_digits", return_type='"integer"', batch_size=512, digest="0f" * 32,
         make_predict_fn=plan_pb2.Payload(python="3.11", cloudpickle="3.1.2", uploaded_bytes=5 * 2**30), argument_names=["image"],
-        broadcast=0, payload_file="/local/blockmgr-1/0f/broadcast_0_python",
+        broadcast=0, payload_file="/local/blockmgr-1/0f/broadcast_0_python", unchecked_casts=True,
     )  # fmt: skip
 
 

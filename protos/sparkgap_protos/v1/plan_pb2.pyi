@@ -125,7 +125,7 @@ class TrainPlan(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., num_processes: _Optional[int] = ..., local_mode: bool = ..., use_gpu: bool = ..., function: _Optional[_Union[Payload, _Mapping]] = ..., script: _Optional[_Union[Script, _Mapping]] = ...) -> None: ...
 
 class PredictPlan(_message.Message):
-    __slots__ = ("protocol", "client", "name", "return_type", "batch_size", "input_shapes", "make_predict_fn", "digest", "deterministic", "arguments", "argument_names", "session_files", "input_dtypes", "nulls", "time_zone", "version", "broadcast", "payload_file")
+    __slots__ = ("protocol", "client", "name", "return_type", "batch_size", "input_shapes", "make_predict_fn", "digest", "deterministic", "arguments", "argument_names", "session_files", "input_dtypes", "nulls", "time_zone", "version", "broadcast", "payload_file", "unchecked_casts")
     class Nulls(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         NULLS_UNSPECIFIED: _ClassVar[PredictPlan.Nulls]
@@ -154,6 +154,7 @@ class PredictPlan(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     BROADCAST_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FILE_FIELD_NUMBER: _ClassVar[int]
+    UNCHECKED_CASTS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     client: str
     name: str
@@ -172,7 +173,8 @@ class PredictPlan(_message.Message):
     version: str
     broadcast: int
     payload_file: str
-    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[str] = ..., name: _Optional[str] = ..., return_type: _Optional[str] = ..., batch_size: _Optional[int] = ..., input_shapes: _Optional[_Union[InputShapes, _Mapping]] = ..., make_predict_fn: _Optional[_Union[Payload, _Mapping]] = ..., digest: _Optional[str] = ..., deterministic: bool = ..., arguments: _Optional[_Iterable[_Union[_any_pb2.Any, _Mapping]]] = ..., argument_names: _Optional[_Iterable[str]] = ..., session_files: bool = ..., input_dtypes: _Optional[_Union[InputDtypes, _Mapping]] = ..., nulls: _Optional[_Union[PredictPlan.Nulls, str]] = ..., time_zone: _Optional[str] = ..., version: _Optional[str] = ..., broadcast: _Optional[int] = ..., payload_file: _Optional[str] = ...) -> None: ...
+    unchecked_casts: bool
+    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[str] = ..., name: _Optional[str] = ..., return_type: _Optional[str] = ..., batch_size: _Optional[int] = ..., input_shapes: _Optional[_Union[InputShapes, _Mapping]] = ..., make_predict_fn: _Optional[_Union[Payload, _Mapping]] = ..., digest: _Optional[str] = ..., deterministic: bool = ..., arguments: _Optional[_Iterable[_Union[_any_pb2.Any, _Mapping]]] = ..., argument_names: _Optional[_Iterable[str]] = ..., session_files: bool = ..., input_dtypes: _Optional[_Union[InputDtypes, _Mapping]] = ..., nulls: _Optional[_Union[PredictPlan.Nulls, str]] = ..., time_zone: _Optional[str] = ..., version: _Optional[str] = ..., broadcast: _Optional[int] = ..., payload_file: _Optional[str] = ..., unchecked_casts: bool = ...) -> None: ...
 
 class InputShapes(_message.Message):
     __slots__ = ("sparse", "shapes")

@@ -130,7 +130,7 @@ class _Collected:
             self._columns += [self._convert(each, _length(each)) for each in alike]  # the batch to blame says so itself
 
     def _convert(self, predictions: object, rows: int) -> pa.Array[Any]:
-        return to_column(predictions, rows, self._task.return_type, self._task.time_zone)
+        return to_column(predictions, rows, self._task.return_type, self._task.conversion)
 
 
 def _is_numbers(values: object) -> bool:

@@ -29,7 +29,7 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
-from sparkgap_server.predict.values import Array, arrow_type, flat_column, list_column
+from sparkgap_server.predict.values import Array, Conversion, arrow_type, flat_column, list_column
 
 SCALARS = (
     ByteType, ShortType, IntegerType, LongType, FloatType, DoubleType, StringType, BooleanType, BinaryType, DateType, TimestampType,
@@ -38,12 +38,17 @@ SCALARS = (
 """Return types of one value a row: pyspark's `supported_scalar_types` and more. The client and Predict.scala name the same ones."""
 
 
-def to_column(predictions: object, rows: int, return_type: DataType, time_zone: str = "UTC") -> pa.Array[Any]:
+_DEFAULTS = Conversion()
+
+
+def to_column(
+    predictions: object, rows: int, return_type: DataType, conversion: Conversion = _DEFAULTS
+) -> pa.Array[Any]:
     """Turn what predict returned for one batch into a column of the declared type.
 
     Called once a batch, after predict. Numbers of the declared type are not copied, so the column may view the memory
-    of `predictions`: send it before predict runs again. Other numbers are cast unchecked (1.5 to the integer 1, too
-    large ones wrap), as pyspark does unless `spark.sql.execution.pandas.convertToArrowArraySafely` is set.
+    of `predictions`: send it before predict runs again. Other numbers are cast, and refused where the declared type cannot
+    hold them (1.5 in an integer, 300 in a byte), unless the session lets them be cut.
 
     Parameters
     ----------
@@ -56,8 +61,8 @@ def to_column(predictions: object, rows: int, return_type: DataType, time_zone: 
         N, the number of rows of the batch.
     return_type
         As declared by the caller of `predict_batch_udf`.
-    time_zone
-        In which naive times of a `TimestampType` are meant; the later of two that a change of the clock makes equal.
+    conversion
+        What the session says about it.
 
     Returns
     -------
@@ -72,13 +77,13 @@ def to_column(predictions: object, rows: int, return_type: DataType, time_zone: 
         Values of a kind that does not convert, like numbers to strings.
     """
     if isinstance(return_type, StructType):
-        return _struct(predictions, rows, return_type, time_zone)
+        return _struct(predictions, rows, return_type, conversion)
     if not _supported(return_type):
         raise ValueError(f"Unsupported return type {return_type.simpleString()}")
     if isinstance(return_type, ArrayType):
         if not _is_array(predictions):
             raise ValueError(f"Prediction results for ArrayType must be an ndarray, got: {type(predictions)}")
-        return _lists(predictions, rows, return_type, "Prediction results", time_zone)
+        return _lists(predictions, rows, return_type, "Prediction results", conversion)
     values = _array_like(predictions, "Prediction results")
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
@@ -87,7 +92,7 @@ def to_column(predictions: object, rows: int, return_type: DataType, time_zone: 
             f"Invalid shape for scalar prediction result: expected ({rows},) or ({rows}, 1), got {values.shape}"
         )
     _check_rows(len(values), rows, "Prediction results")
-    return flat_column(values, return_type, "Prediction results", time_zone)
+    return flat_column(values, return_type, "Prediction results", conversion)
 
 
 def empty_column(return_type: DataType) -> pa.Array[Any]:
@@ -96,32 +101,32 @@ def empty_column(return_type: DataType) -> pa.Array[Any]:
     return column
 
 
-def _struct(predictions: object, rows: int, struct: StructType, time_zone: str) -> pa.Array[Any]:
+def _struct(predictions: object, rows: int, struct: StructType, conversion: Conversion) -> pa.Array[Any]:
     for field in struct.fields:
         if not _supported(field.dataType):
             raise ValueError(f"Unsupported field type in return struct type. {_field(field)}: {field.dataType}")
     if isinstance(predictions, dict):
         _check_names(predictions, struct)
-        children = [_column_field(predictions[field.name], rows, field, time_zone) for field in struct.fields]
+        children = [_column_field(predictions[field.name], rows, field, conversion) for field in struct.fields]
     elif isinstance(predictions, list) and predictions and isinstance(predictions[0], dict):
         _check_names(predictions[0], struct)
         _check_rows(len(predictions), rows, "Prediction results")
         for row, prediction in enumerate(predictions):
             if not isinstance(prediction, dict):
                 raise ValueError(f"Row {row} of the prediction results is not a dictionary, got: {type(prediction)}")
-        children = [_row_field(predictions, rows, field, time_zone) for field in struct.fields]
+        children = [_row_field(predictions, rows, field, conversion) for field in struct.fields]
     else:
         got = "an empty list" if isinstance(predictions, list) and not predictions else type(predictions)
         raise ValueError(f"Prediction results for StructType must be a dictionary or a list of dictionary, got: {got}")
     return pa.Array.from_buffers(arrow_type(struct), rows, [None], children=children)
 
 
-def _column_field(values: object, rows: int, field: StructField, time_zone: str) -> pa.Array[Any]:
+def _column_field(values: object, rows: int, field: StructField, conversion: Conversion) -> pa.Array[Any]:
     what = f"Prediction results of {_field(field)}"
     if isinstance(field.dataType, ArrayType):
         if not _is_array(values):
             raise ValueError(f"{what} for ArrayType must be an ndarray, got: {type(values)}")
-        return _lists(values, rows, field.dataType, what, time_zone)
+        return _lists(values, rows, field.dataType, what, conversion)
     scalars = _array_like(values, what)
     if scalars.ndim != 1:
         raise ValueError(
@@ -129,13 +134,15 @@ def _column_field(values: object, rows: int, field: StructField, time_zone: str)
             f"expected ({rows},)"
         )
     _check_rows(len(scalars), rows, what)
-    return flat_column(scalars, field.dataType, what, time_zone, nullable=field.nullable)
+    return flat_column(scalars, field.dataType, what, conversion, nullable=field.nullable)
 
 
-def _row_field(predictions: list[dict[str, Any]], rows: int, field: StructField, time_zone: str) -> pa.Array[Any]:
+def _row_field(
+    predictions: list[dict[str, Any]], rows: int, field: StructField, conversion: Conversion
+) -> pa.Array[Any]:
     what = f"Prediction results of {_field(field)}"
     if isinstance(field.dataType, ArrayType):
-        return _row_lists(predictions, rows, field, time_zone)
+        return _row_lists(predictions, rows, field, conversion)
     scalars = [prediction.get(field.name) for prediction in predictions]
     for row, scalar in enumerate(scalars):
         if not (np.isscalar(scalar) or isinstance(scalar, datetime.date) or (row and scalar is None)):
@@ -145,10 +152,12 @@ def _row_field(predictions: list[dict[str, Any]], rows: int, field: StructField,
         # NumPy would make strings of numbers that stand beside strings, and drop the zeros at the end of bytes.
         values = np.empty(rows, dtype=object)
         values[:] = scalars
-    return flat_column(values, field.dataType, what, time_zone, nullable=field.nullable)
+    return flat_column(values, field.dataType, what, conversion, nullable=field.nullable)
 
 
-def _row_lists(predictions: list[dict[str, Any]], rows: int, field: StructField, time_zone: str) -> pa.Array[Any]:
+def _row_lists(
+    predictions: list[dict[str, Any]], rows: int, field: StructField, conversion: Conversion
+) -> pa.Array[Any]:
     array, what = field.dataType, f"Prediction results of {_field(field)}"
     depth = _depth(array)
     for row, prediction in enumerate(predictions):
@@ -166,19 +175,19 @@ def _row_lists(predictions: list[dict[str, Any]], rows: int, field: StructField,
             )
     present = [values for values in lists if values is not None]
     if len(present) == rows and len({values.shape for values in present}) == 1:
-        return _lists(np.stack(present), rows, array, what, time_zone)
+        return _lists(np.stack(present), rows, array, what, conversion)
     if depth > 1:
         raise ValueError(f"{what} must have the same shape in each row, as they are nested arrays")
     valid = np.array([values is not None for values in lists])
     bounds = np.cumsum([0, *(0 if values is None else len(values) for values in lists)])
     _check_offsets(int(bounds[-1]), what)
     elements = flat_column(
-        np.concatenate(present), array.elementType, what, time_zone, nullable=array.containsNull, nested=True
+        np.concatenate(present), array.elementType, what, conversion, nullable=array.containsNull, nested=True
     )
     return list_column(arrow_type(array), bounds, elements, valid)
 
 
-def _lists(values: Array, rows: int, array: ArrayType, what: str, time_zone: str) -> pa.Array[Any]:
+def _lists(values: Array, rows: int, array: ArrayType, what: str, conversion: Conversion) -> pa.Array[Any]:
     """Nested list column over the values of a C-ordered array: offsets are arithmetic, no row becomes an object."""
     depth = _depth(array)
     if values.ndim != depth + 1:
@@ -191,7 +200,7 @@ def _lists(values: Array, rows: int, array: ArrayType, what: str, time_zone: str
     levels: list[ArrayType] = [array]
     while isinstance(inner := levels[-1].elementType, ArrayType):
         levels.append(inner)
-    column = flat_column(values.reshape(-1), inner, what, time_zone, nullable=levels[-1].containsNull, nested=True)
+    column = flat_column(values.reshape(-1), inner, what, conversion, nullable=levels[-1].containsNull, nested=True)
     for axis in range(depth, 0, -1):
         count = int(np.prod(values.shape[:axis], dtype=np.int64))
         column = list_column(arrow_type(levels[axis - 1]), np.arange(count + 1) * values.shape[axis], column)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from pyspark.sql.types import DataType, _parse_datatype_json_string
 from sparkgap_protos.v1 import plan_pb2 as pb
 
 from sparkgap_server.predict.tensors import InputLayout
+from sparkgap_server.predict.values import Conversion
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,15 @@ class Task:
         Rows of one call of the predict function.
     nulls
         A value of `PredictPlan.Nulls`.
-    time_zone
-        The session's, in which naive times are meant.
+    conversion
+        How predictions become values of the return type.
     """
 
     layout: InputLayout
     return_type: DataType
     batch_size: int
     nulls: int = pb.PredictPlan.NULLS_UNSPECIFIED
-    time_zone: str = "UTC"
+    conversion: Conversion = field(default_factory=Conversion)
 
 
 def task_of(plan: pb.PredictPlan) -> Task:
@@ -43,7 +44,7 @@ def task_of(plan: pb.PredictPlan) -> Task:
         _parse_datatype_json_string(plan.return_type),
         plan.batch_size,
         plan.nulls,
-        plan.time_zone or Task.time_zone,
+        Conversion(plan.time_zone or "UTC", not plan.unchecked_casts),
     )
 
 

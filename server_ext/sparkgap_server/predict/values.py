@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,23 @@ ARROW_TYPES: dict[str, pa.DataType] = {
 """By NumPy's name without byte order; `pyarrow.from_numpy_dtype` would import pandas."""
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """What the session says about values on their way to Spark.
+
+    Parameters
+    ----------
+    time_zone
+        In which naive times of a `TimestampType` are meant; the later of two that a change of the clock makes equal.
+    checked
+        Refuse numbers that the declared type cannot hold, instead of cutting them: Spark's setting
+        `spark.sql.execution.pandas.convertToArrowArraySafely`, on by default.
+    """
+
+    time_zone: str = "UTC"
+    checked: bool = True
+
+
 def arrow_type(data_type: DataType) -> pa.DataType:
     """The Arrow type of a return type; Spark labels its times with UTC on the way back from Python."""
     found: pa.DataType = to_arrow_type(data_type, timezone="UTC")
@@ -40,7 +58,7 @@ def arrow_type(data_type: DataType) -> pa.DataType:
 
 
 def flat_column(
-    values: Array, leaf: DataType, what: str, time_zone: str, *, nullable: bool = True, nested: bool = False
+    values: Array, leaf: DataType, what: str, conversion: Conversion, *, nullable: bool = True, nested: bool = False
 ) -> pa.Array[Any]:
     """Column of a scalar type from a 1-D array; `nested` where its values are elements of lists.
 
@@ -54,9 +72,9 @@ def flat_column(
     if is_number and isinstance(leaf, (StringType, BinaryType, *_TIMES)):
         raise TypeError(f"{what}: cannot convert {values.dtype} to the return type {leaf.simpleString()}")
     if is_number:
-        return _numbers(values, arrow_type(leaf), what, nullable=nullable, nested=nested)
+        return _numbers(values, arrow_type(leaf), what, conversion, nullable=nullable, nested=nested)
     if kind in ("MO" if isinstance(leaf, _TIMES) else "OUTSV" if isinstance(leaf, BinaryType) else "OUT"):
-        column = _column(values, leaf, what, time_zone)
+        column = _column(values, leaf, what, conversion)
     else:
         raise ValueError(f"{what}: cannot convert {values.dtype} to the return type {leaf.simpleString()}")
     if column.null_count and not nullable:
@@ -72,13 +90,15 @@ def list_column(
     return pa.Array.from_buffers(kind, len(bounds) - 1, buffers, children=[values])
 
 
-def _column(values: Array, leaf: DataType, what: str, time_zone: str) -> pa.Array[Any]:
+def _column(values: Array, leaf: DataType, what: str, conversion: Conversion) -> pa.Array[Any]:
     if isinstance(leaf, _TIMES):
-        return time_column(values, leaf, what, time_zone)
-    return _objects(values.tolist(), arrow_type(leaf), what)
+        return time_column(values, leaf, what, conversion.time_zone)
+    return _objects(values.tolist(), arrow_type(leaf), what, conversion)
 
 
-def _numbers(values: Array, target: pa.DataType, what: str, *, nullable: bool, nested: bool) -> pa.Array[Any]:
+def _numbers(
+    values: Array, target: pa.DataType, what: str, conversion: Conversion, *, nullable: bool, nested: bool
+) -> pa.Array[Any]:
     # pyspark makes NaN null in a column of scalars, by `pandas.isnull`. Inside lists it hands single NumPy values to
     # Arrow, which takes NaN for null only in a Python float; float64 is one, float32 is not, so its NaN stays there.
     nan_is_null = values.dtype.kind == "f" and (not nested or values.dtype == np.float64)
@@ -92,16 +112,25 @@ def _numbers(values: Array, target: pa.DataType, what: str, *, nullable: bool, n
         valid = None
     data = np.packbits(values, bitorder="little") if values.dtype == bool else values
     column = pa.Array.from_buffers(ARROW_TYPES[values.dtype.str[1:]], len(values), [_bitmap(valid), _buffer(data)])
-    return column if column.type == target else column.cast(target, safe=False)
+    return column if column.type == target else _cast(column, target, what, conversion)
 
 
-def _objects(values: list[Any], target: pa.DataType, what: str) -> pa.Array[Any]:
+def _cast(column: pa.Array[Any], target: pa.DataType, what: str, conversion: Conversion) -> pa.Array[Any]:
+    try:
+        return column.cast(target, safe=conversion.checked)
+    except pa.ArrowInvalid as error:
+        raise ValueError(
+            f"{what}: cannot convert {column.type} to the return type {target}: {error}. Convert in predict, with astype for example, or let "
+            "the values be cut: spark.sql.execution.pandas.convertToArrowArraySafely=false"
+        ) from error
+
+
+def _objects(values: list[Any], target: pa.DataType, what: str, conversion: Conversion) -> pa.Array[Any]:
     try:
         try:
             return pa.array(values, type=target, from_pandas=True)
         except pa.ArrowInvalid:
-            inferred: pa.Array[Any] = pa.array(values, from_pandas=True)
-            return inferred.cast(target, safe=False)
+            return _cast(pa.array(values, from_pandas=True), target, what, conversion)
     except TypeError as error:
         raise TypeError(f"{what}: cannot convert to the return type {target}: {error}") from error
     except (ValueError, OverflowError, NotImplementedError) as error:
