@@ -12,7 +12,7 @@ from sparkgap.errors import (
     TrainingError,
     VersionError,
 )
-from sparkgap.predict import predict_batch_udf
+from sparkgap.predict import predict_batch_udf, register
 from sparkgap.run import LogLine, Run, attach
 
 __version__ = "0.1.0"
@@ -32,4 +32,5 @@ __all__ = [
     "VersionError",
     "attach",
     "predict_batch_udf",
+    "register",
 ]

@@ -1,9 +1,10 @@
-"""`predict_batch_udf`: makes a function on columns whose expression carries a plan for the server."""
+"""`predict_batch_udf`: makes a function on columns whose expression carries a plan for the server; `register` gives it a name in SQL."""
 
 from __future__ import annotations
 
 import copy
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,10 +15,11 @@ from sparkgap import channel
 from sparkgap.errors import PlanError
 
 if TYPE_CHECKING:
-    from pyspark.sql import Column
+    from pyspark.sql import Column, SparkSession
     from pyspark.sql.types import DataType
 
 _LARGEST = 2**31 - 1
+_NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 
 Shapes = Sequence["Sequence[int] | None"] | Mapping[int, "Sequence[int]"]
 
@@ -117,11 +119,14 @@ class PredictFunction:
 
         if not cols:
             raise PlanError(f"{self._name} was called without columns")
+        return prediction_column(self._plan(), cols)
+
+    def _plan(self) -> pb.PredictPlan:
         try:
             payload = codec.pack(self.func, f"make_predict_fn ({self._name})")
         except codec.NotPicklable as error:
             raise PlanError(str(error)) from error
-        plan = pb.PredictPlan(
+        return pb.PredictPlan(
             protocol=PROTOCOL,
             client=channel.client_name(),
             name=self._name,
@@ -132,7 +137,45 @@ class PredictFunction:
             digest=codec.digest(payload),
             deterministic=self.deterministic,
         )
-        return prediction_column(plan, cols)
+
+
+def register(spark: SparkSession, name: str, udf: PredictFunction) -> PredictFunction:
+    """Make a prediction callable by name in the SQL of this session: queries, temporary views, `selectExpr`, `expr`.
+
+    Sends `make_predict_fn` to the server once, some milliseconds; calls in SQL then carry only the name. The model is loaded when rows arrive, and
+    is the same one that `udf` itself uses. Registering the name again replaces the function, for temporary views too.
+
+    Parameters
+    ----------
+    spark
+        A Spark Connect session; other sessions do not see the function.
+    name
+        Letters, digits and underscores; upper and lower case mean the same. Names of Spark's own functions are refused.
+    udf
+        What `predict_batch_udf` returned.
+
+    Returns
+    -------
+    PredictFunction
+        `udf`, as pyspark's `spark.udf.register` does.
+
+    Raises
+    ------
+    PlanError
+        The name or the function can never work.
+    ExtensionError
+        The session is a classic one, or its server lacks the extension or another Python.
+    """
+    if not isinstance(udf, PredictFunction):
+        raise PlanError(f"a function made by predict_batch_udf is needed, got a {type(udf).__qualname__}")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise PlanError(f"{name!r} is no name for a function: letters, digits and '_' are needed, no digit first")
+    session = channel.connect_session(spark)
+    plan = udf._plan()
+    channel.require_sendable(plan, f"the function {name}")
+    for _ in channel.execute(session, register=pb.RegisterFunction(name=name, plan=plan)):
+        pass
+    return udf
 
 
 def _check_type(return_type: object) -> None:

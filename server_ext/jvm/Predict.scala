@@ -28,19 +28,25 @@ object Predict {
 
   def expression(plan: DynamicMessage, arguments: => Seq[Expression], session: SessionHolder): Expression = {
     val settings = new Settings(SparkEnv.get.conf)
-    Refused.unlessSpoken(plan.int("protocol"), plan.string("client"))
-    if (plan.int("batch_size") < 1) throw Refused.plan(s"batch_size is ${plan.int("batch_size")}: at least 1 row is needed")
-    if (plan.messages("arguments").isEmpty) throw Refused.plan(s"${plan.string("name")} was called without columns")
+    val returns = check(plan)
+    val columns = arguments
+    if (columns.isEmpty) throw Refused.plan(s"${plan.string("name")} was called without columns")
     val python = plan.message("make_predict_fn").string("python")
-    Runs.unlessPlugged()
-    Nodes.unlessOpenable(python, settings.startTimeoutMillis)
-    val returns = parseType(plan.string("return_type"))
     val includes = session.artifactManager.getPythonIncludes
     val resolved = plan.without("arguments").copy("return_type" -> returns.json, "digest" -> modelKey(plan, session),
       "session_files" -> hasFiles(session))
     val function = new SimplePythonFunction(ArraySeq.unsafeWrapArray(command(resolved.toByteArray, returns)), new util.HashMap[String, String](), includes.asJava,
       settings.python, python, new util.ArrayList[Broadcast[PythonBroadcast]](), null)
-    PythonUDF(plan.string("name"), function, returns, arguments, PythonEvalType.SQL_SCALAR_ARROW_ITER_UDF, plan.bool("deterministic"))
+    PythonUDF(plan.string("name"), function, returns, columns, PythonEvalType.SQL_SCALAR_ARROW_ITER_UDF, plan.bool("deterministic"))
+  }
+
+  /** Refuses a plan that can never work, whatever its arguments; gives the type of its predictions. */
+  def check(plan: DynamicMessage): DataType = {
+    Refused.unlessSpoken(plan.int("protocol"), plan.string("client"))
+    if (plan.int("batch_size") < 1) throw Refused.plan(s"batch_size is ${plan.int("batch_size")}: at least 1 row is needed")
+    Runs.unlessPlugged()
+    Nodes.unlessOpenable(plan.message("make_predict_fn").string("python"), new Settings(SparkEnv.get.conf).startTimeoutMillis)
+    parseType(plan.string("return_type"))
   }
 
   private def parseType(text: String): DataType =
