@@ -61,8 +61,8 @@ def predict_batch_udf(
 
     Notes
     -----
-    Spark is told that predictions are not deterministic, so that it never computes one twice; `pyspark.ml.functions.predict_batch_udf` leaves
-    that to `asNondeterministic`.
+    The column may stand wherever pyspark's may, in aggregates and join conditions too. Spark's optimizer is told that predictions are not
+    deterministic, so that it copies none; `pyspark.ml.functions.predict_batch_udf` leaves that to `asNondeterministic`.
     """
     if not callable(make_predict_fn):
         raise PlanError(f"make_predict_fn has to be a function, got a {type(make_predict_fn).__qualname__}")

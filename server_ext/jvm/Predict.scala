@@ -37,7 +37,7 @@ object Predict {
       "session_files" -> hasFiles(session))
     val function = new SimplePythonFunction(ArraySeq.unsafeWrapArray(command(resolved.toByteArray, returns)), new util.HashMap[String, String](), includes.asJava,
       settings.python, python, new util.ArrayList[Broadcast[PythonBroadcast]](), null)
-    PythonUDF(plan.string("name"), function, returns, columns, PythonEvalType.SQL_SCALAR_ARROW_ITER_UDF, plan.bool("deterministic"))
+    PythonUDF(plan.string("name"), function, returns, columns, PythonEvalType.SQL_SCALAR_ARROW_ITER_UDF, plan.bool("deterministic") || pulledOut(session))
   }
 
   /** Refuses a plan that can never work, whatever its arguments; gives the type of its predictions. */
@@ -48,6 +48,9 @@ object Predict {
     Nodes.unlessOpenable(plan.message("make_predict_fn").string("python"), new Settings(SparkEnv.get.conf).startTimeoutMillis)
     parseType(plan.string("return_type"))
   }
+
+  /** Whether Pullout.scala sees the plan after its analysis; otherwise only Spark's refusals keep predictions from being computed twice. */
+  private def pulledOut(session: SessionHolder): Boolean = session.session.sessionState.planNormalizationRules.contains(Pullout)
 
   private def parseType(text: String): DataType =
     try if (text.startsWith("{") || text.startsWith("\"")) DataType.fromJson(text) else DataType.fromDDL(text)
@@ -67,6 +70,8 @@ object Predict {
     val (spark, artifacts) = (session.session.sparkContext, session.session.sessionUUID)
     spark.addedFiles.contains(artifacts) || spark.addedArchives.contains(artifacts) // getPythonIncludes lists archives only
   }
+
+  def isPrediction(udf: PythonUDF): Boolean = udf.func.command.startsWith(CommandStart)
 
   /** The plan inside a UDF that `expression` has made, or None for anybody else's. */
   def planOf(udf: PythonUDF): Option[DynamicMessage] = {
