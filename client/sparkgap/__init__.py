@@ -13,6 +13,7 @@ from sparkgap.errors import (
     VersionError,
 )
 from sparkgap.predict import predict_batch_udf
+from sparkgap.registration import register
 from sparkgap.run import LogLine, Run, attach
 
 __version__ = "0.1.0"
@@ -32,4 +33,5 @@ __all__ = [
     "VersionError",
     "attach",
     "predict_batch_udf",
+    "register",
 ]

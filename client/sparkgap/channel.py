@@ -94,8 +94,8 @@ def require_sendable(plan: Message, what: str) -> None:
         )
 
 
-def upload(client: SparkConnectClient, name: str, digest: str, data: bytes) -> bool:
-    """See to it that the server has this pickle of the model `name`; False where it takes none but inside a plan.
+def put_pickle(client: SparkConnectClient, plan: pb.PredictPlan, data: bytes) -> None:
+    """Upload a plan's large pickle, unless the server has it, and say so in the plan; it goes into the plan where the server takes it nowhere else.
 
     Costs a question, and in a session whose user has not sent this content before, the upload. A server that has lost it is sent it again.
 
@@ -105,11 +105,14 @@ def upload(client: SparkConnectClient, name: str, digest: str, data: bytes) -> b
         The server takes no pickle of this size; nothing was sent.
     """
     with _uploading.setdefault(client, threading.Lock()):
-        answer = _ask(client, payload=pb.PayloadQuery(digest=digest, bytes=len(data), name=name)).payload
+        answer = _ask(client, payload=pb.PayloadQuery(digest=plan.digest, bytes=len(data), name=plan.name)).payload
         if answer.way == run_pb2.PayloadAnswer.UPLOAD:
-            for _ in background.stream(lambda: _sent(client, digest, data)):
+            for _ in background.stream(lambda: _sent(client, plan.digest, data)):
                 pass
-    return answer.way != run_pb2.PayloadAnswer.INLINE
+    if answer.way == run_pb2.PayloadAnswer.INLINE:
+        plan.make_predict_fn.data = data
+    else:
+        plan.make_predict_fn.uploaded_bytes = len(data)
 
 
 _uploading: weakref.WeakKeyDictionary[SparkConnectClient, threading.Lock] = weakref.WeakKeyDictionary()

@@ -70,10 +70,7 @@ class _Prediction(Expression):  # type: ignore[misc]  # pyspark has no types tha
         plan = pb.PredictPlan()
         plan.CopyFrom(self._plan)
         if self._large is not None:
-            if channel.upload(session, plan.name, plan.digest, self._large.data):
-                plan.make_predict_fn.uploaded_bytes = len(self._large.data)
-            else:
-                plan.make_predict_fn.data = self._large.data
+            channel.put_pickle(session, plan, self._large.data)
         for argument in self._arguments:
             plan.arguments.add().Pack(argument.to_plan(session))
             plan.argument_names.append(repr(argument)[:_NAME_CHARACTERS])

@@ -1,4 +1,4 @@
-"""`predict_batch_udf`: makes a function on columns whose expression carries a plan for the server."""
+"""`predict_batch_udf`: makes a function on columns whose expression carries a plan for the server; `register` gives it a name in SQL."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def predict_batch_udf(
 
     Notes
     -----
-    Spark is told that predictions are not deterministic, so that it never computes one twice; `pyspark.ml.functions.predict_batch_udf` leaves
-    that to `asNondeterministic`.
+    The column may stand wherever pyspark's may, in aggregates and join conditions too. Spark's optimizer is told that predictions are not
+    deterministic, so that it copies none; `pyspark.ml.functions.predict_batch_udf` leaves that to `asNondeterministic`.
     """
     if not callable(make_predict_fn):
         raise PlanError(f"make_predict_fn has to be a function, got a {type(make_predict_fn).__qualname__}")
@@ -172,6 +172,11 @@ class PredictFunction:
 
         if not cols:
             raise PlanError(f"{self._name} was called without columns")
+        plan, large = self._plan()
+        return prediction_column(plan, cols, large)
+
+    def _plan(self) -> tuple[pb.PredictPlan, _Pickled | None]:
+        """The plan without arguments, and the pickle of `make_predict_fn` where it is too large to stand in the plan."""
         pickled = self._pickled()
         plan = pb.PredictPlan(
             protocol=PROTOCOL,
@@ -186,9 +191,9 @@ class PredictFunction:
         )
         self._options.write(plan)
         if len(pickled.data) > _INLINE_BYTES:
-            return prediction_column(plan, cols, pickled)
+            return plan, pickled
         plan.make_predict_fn.data = pickled.data
-        return prediction_column(plan, cols)
+        return plan, None
 
     def _pickled(self) -> _Pickled:
         """What `make_predict_fn` is now; columns of one content share their bytes."""

@@ -24,11 +24,12 @@ class SparkgapCommands extends CommandPlugin {
     lazy val replies = new Replies(planner.executeHolderOpt.get)
     try Schema.extension(ProtoAny.parseFrom(bytes), "Command") match {
       case None => false
-      case Some(command) => carryOut(command, planner.sessionHolder.userId, replies); true
+      case Some(command) => carryOut(command, planner.sessionHolder, replies); true
     } catch { case refused: Refused => replies.send(refused.toReply); true }
   }
 
-  private def carryOut(command: DynamicMessage, user: String, replies: Replies): Unit = {
+  private def carryOut(command: DynamicMessage, session: SessionHolder, replies: Replies): Unit = {
+    val user = session.userId
     Refused.unlessSpoken(command.int("protocol"), command.string("client"))
     command.choice("kind") match {
       case Some("submit") =>
@@ -43,6 +44,9 @@ class SparkgapCommands extends CommandPlugin {
         val run = Runs(RunKey(user, cancel.string("run_id")))
         run.cancel(cancel.string("reason"))
         replies.status(run, complete = false)
+      case Some("register") =>
+        val register = command.message("register")
+        Functions.register(register.string("name"), register.message("plan"), session)
       case _ => throw Refused.plan("the command asks for nothing that this server knows")
     }
   }
@@ -122,6 +126,6 @@ class SparkgapExpressions extends ExpressionPlugin {
             catch { case damage: InvalidProtocolBufferException => throw Refused.plan(s"the PredictPlan is damaged: argument $index: ${damage.getMessage}") }
           planner.transformExpression(argument)
         }
-        Optional.of(Predict.expression(plan, arguments, planner.sessionHolder))
+        Optional.of(Predict.expression(plan, Predict.payloadOf(plan, planner.sessionHolder), arguments, planner.sessionHolder))
     }
 }

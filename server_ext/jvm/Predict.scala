@@ -26,26 +26,40 @@ import Schema._
 object Predict {
   private val Module = "sparkgap_server.predict.worker"
 
-  def expression(plan: DynamicMessage, arguments: => Seq[Expression], session: SessionHolder): Expression = {
+  /** `payload` is the broadcast of an uploaded make_predict_fn, as `payloadOf` gives it. */
+  def expression(plan: DynamicMessage, payload: => Option[Broadcast[PythonBroadcast]], arguments: => Seq[Expression], session: SessionHolder): Expression = {
     val settings = new Settings(SparkEnv.get.conf)
-    Refused.unlessSpoken(plan.int("protocol"), plan.string("client"))
-    if (plan.int("batch_size") < 1) throw Refused.plan(s"batch_size is ${plan.int("batch_size")}: at least 1 row is needed")
-    if (plan.messages("arguments").isEmpty) throw Refused.plan(s"${plan.string("name")} was called without columns")
+    val returns = check(plan)
+    val columns = arguments
+    if (columns.isEmpty) throw Refused.plan(s"${plan.string("name")} was called without columns")
     val python = plan.message("make_predict_fn").string("python")
-    Runs.unlessPlugged()
-    Nodes.unlessOpenable(python, settings.startTimeoutMillis)
-    val returns = parseType(plan.string("return_type"))
-    unlessUnsupported(returns)
     val includes = session.artifactManager.getPythonIncludes
     val key = modelKey(plan.string("digest"), session)
-    val payload = Payloads.of(plan, key, session)
+    val broadcast = payload
     val conf = session.session.sessionState.conf
     val resolved = plan.without("arguments").copy("return_type" -> returns.json, "digest" -> key, "session_files" -> hasFiles(session),
-      "time_zone" -> conf.sessionLocalTimeZone, "unchecked_casts" -> !conf.arrowSafeTypeConversion).copy(payload.map("broadcast" -> _.id).toSeq: _*)
+      "time_zone" -> conf.sessionLocalTimeZone, "unchecked_casts" -> !conf.arrowSafeTypeConversion).copy(broadcast.map("broadcast" -> _.id).toSeq: _*)
     val function = new SimplePythonFunction(ArraySeq.unsafeWrapArray(command(resolved.toByteArray, returns)), new util.HashMap[String, String](), includes.asJava,
-      settings.python, python, new util.ArrayList[Broadcast[PythonBroadcast]](payload.toSeq.asJava), null)
-    PythonUDF(plan.string("name"), function, returns, arguments, PythonEvalType.SQL_SCALAR_ARROW_ITER_UDF, plan.bool("deterministic"))
+      settings.python, python, new util.ArrayList[Broadcast[PythonBroadcast]](broadcast.toSeq.asJava), null)
+    PythonUDF(plan.string("name"), function, returns, columns, PythonEvalType.SQL_SCALAR_ARROW_ITER_UDF, plan.bool("deterministic") || pulledOut(session))
   }
+
+  def payloadOf(plan: DynamicMessage, session: SessionHolder): Option[Broadcast[PythonBroadcast]] =
+    Payloads.of(plan, modelKey(plan.string("digest"), session), session)
+
+  /** Refuses a plan that can never work, whatever its arguments; gives the type of its predictions. */
+  def check(plan: DynamicMessage): DataType = {
+    Refused.unlessSpoken(plan.int("protocol"), plan.string("client"))
+    if (plan.int("batch_size") < 1) throw Refused.plan(s"batch_size is ${plan.int("batch_size")}: at least 1 row is needed")
+    Runs.unlessPlugged()
+    Nodes.unlessOpenable(plan.message("make_predict_fn").string("python"), new Settings(SparkEnv.get.conf).startTimeoutMillis)
+    val returns = parseType(plan.string("return_type"))
+    unlessUnsupported(returns)
+    returns
+  }
+
+  /** Whether Pullout.scala sees the plan after its analysis; otherwise only Spark's refusals keep predictions from being computed twice. */
+  private def pulledOut(session: SessionHolder): Boolean = session.session.sessionState.planNormalizationRules.contains(Pullout)
 
   private def parseType(text: String): DataType =
     try if (text.startsWith("{") || text.startsWith("\"")) DataType.fromJson(text) else DataType.fromDDL(text)
@@ -86,6 +100,8 @@ object Predict {
     val (spark, artifacts) = (session.session.sparkContext, session.session.sessionUUID)
     spark.addedFiles.contains(artifacts) || spark.addedArchives.contains(artifacts) // getPythonIncludes lists archives only
   }
+
+  def isPrediction(udf: PythonUDF): Boolean = udf.func.command.startsWith(CommandStart)
 
   /** The plan inside a UDF that `expression` has made, or None for anybody else's. */
   def planOf(udf: PythonUDF): Option[DynamicMessage] = {

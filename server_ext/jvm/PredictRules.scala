@@ -13,11 +13,14 @@ import Schema._
 
 /** `spark.sql.extensions` */
 class SparkgapRules extends (SparkSessionExtensions => Unit) {
-  override def apply(extensions: SparkSessionExtensions): Unit =
+  override def apply(extensions: SparkSessionExtensions): Unit = {
+    extensions.injectPlanNormalizationRule(_ => Pullout)
+    extensions.injectOptimizerRule(_ => FilterFirst)
     extensions.injectColumnar(_ => new ColumnarRule {
       override def preColumnarTransitions: Rule[SparkPlan] = DirectPrediction
       override def postColumnarTransitions: Rule[SparkPlan] = VectorsToModel
     })
+  }
 }
 
 object DirectPrediction extends Rule[SparkPlan] {

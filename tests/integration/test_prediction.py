@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 from pyspark import cloudpickle
-from pyspark.errors import AnalysisException, PythonException
+from pyspark.errors import PythonException
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DoubleType, FloatType, IntegerType, LongType, StructField, StructType
@@ -549,10 +549,6 @@ class TestInQueries:
         groups = spark.range(0, 6, 1, 2).groupBy(counted(F.col("id") % 2).alias("p")).count().collect()
         assert {row.p: row["count"] for row in groups} == {1.0: 3, 2.0: 3}
         assert column(spark.range(0, 6, 1, 2).orderBy(counted("id").desc())) == [5, 4, 3, 2, 1, 0]
-
-    def test_an_aggregate_straight_over_a_prediction_is_refused_by_spark(self, spark, counted):
-        with pytest.raises(AnalysisException, match="AGGREGATE_FUNCTION_WITH_NONDETERMINISTIC_EXPRESSION"):
-            spark.range(3).agg(F.sum(counted("id"))).collect()
 
     def test_two_predictions_in_one_select(self, spark, counted, journal):
         def make_twice():

@@ -181,12 +181,17 @@ class TestNeverTheWrongModel:
         predicted(mine, udf)
         eve, counter = connect(url=f"{sparkgap_server.url};user_id=eve")
         with monkeypatch.context() as patch:
-            patch.setattr(channel, "upload", lambda *_: True)  # as a client would that has the digest only
+            patch.setattr(channel, "put_pickle", claim_to_have_uploaded)
             with pytest.raises(PySparkException, match="is not on the server"):
                 predicted(eve, udf)
         assert counter.taken() < 0.1 * MB
         assert predicted(eve, udf)[0] == predicted(mine, udf)[0]
         assert counter.taken() > MB
+
+
+def claim_to_have_uploaded(client, plan, data):
+    """As a client would that has the digest only."""
+    plan.make_predict_fn.uploaded_bytes = len(data)
 
 
 @pytest.fixture(scope="class")

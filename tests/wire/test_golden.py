@@ -104,6 +104,7 @@ MESSAGES: dict[str, Message] = {
     "command_submit_script": command(submit=plan_pb2.SubmitRun(plan=train_plan(script=script()))),
     "command_follow": command(follow=follow()),
     "command_cancel": command(cancel=plan_pb2.CancelRun(run_id="run-1", reason="interrupted at the client (Ctrl-C)")),
+    "command_register": command(register=plan_pb2.RegisterFunction(name="classify", plan=predict_plan())),
     "query_run": query(run=plan_pb2.RunQuery(run_id="run-1")),
     "query_payload": query(payload=plan_pb2.PayloadQuery(digest="0f" * 32, bytes=5 * 2**30, name="make_digits")),
     "query_hello": query(hello=plan_pb2.HelloQuery()),

@@ -9,18 +9,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Command(_message.Message):
-    __slots__ = ("protocol", "client", "submit", "follow", "cancel")
+    __slots__ = ("protocol", "client", "submit", "follow", "cancel", "register")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     FOLLOW_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
+    REGISTER_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     client: str
     submit: SubmitRun
     follow: FollowRun
     cancel: CancelRun
-    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[str] = ..., submit: _Optional[_Union[SubmitRun, _Mapping]] = ..., follow: _Optional[_Union[FollowRun, _Mapping]] = ..., cancel: _Optional[_Union[CancelRun, _Mapping]] = ...) -> None: ...
+    register: RegisterFunction
+    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[str] = ..., submit: _Optional[_Union[SubmitRun, _Mapping]] = ..., follow: _Optional[_Union[FollowRun, _Mapping]] = ..., cancel: _Optional[_Union[CancelRun, _Mapping]] = ..., register: _Optional[_Union[RegisterFunction, _Mapping]] = ...) -> None: ...
 
 class SubmitRun(_message.Message):
     __slots__ = ("plan", "follow")
@@ -49,6 +51,14 @@ class CancelRun(_message.Message):
     run_id: str
     reason: str
     def __init__(self, run_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class RegisterFunction(_message.Message):
+    __slots__ = ("name", "plan")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    plan: PredictPlan
+    def __init__(self, name: _Optional[str] = ..., plan: _Optional[_Union[PredictPlan, _Mapping]] = ...) -> None: ...
 
 class Query(_message.Message):
     __slots__ = ("protocol", "client", "run", "hello", "payload")
