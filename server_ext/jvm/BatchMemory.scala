@@ -26,6 +26,9 @@ private[sparkgap] final class BatchMemory(file: Path, limit: Long, accounted: Ma
 
   def used: Long = end
 
+  /** Bytes that may still be allocated. */
+  def room: Long = limit - end
+
   def clear(): Unit = end = 0
 
   /** Offset of fresh bytes, of whatever content. */
@@ -36,11 +39,10 @@ private[sparkgap] final class BatchMemory(file: Path, limit: Long, accounted: Ma
     start
   }
 
-  /** Lengthens what lies from `offset` to the end, if it is the last; false where it is not. */
-  def extend(offset: Long, from: Long, to: Long): Boolean = offset + from == end && {
-    ensure(offset + to)
-    end = offset + to
-    true
+  /** Lengthens what was allocated last. */
+  def extend(bytes: Long): Unit = {
+    ensure(end + bytes)
+    end += bytes
   }
 
   /** Maps at least `bytes` bytes; the host may have grown the file already. */
@@ -93,9 +95,12 @@ private[sparkgap] final class Region(private var capacity: Long) {
     place
   }
 
+  /** To twice the size, or less where the limit is near. */
   private def grow(needed: Long): Unit = {
-    val larger = math.max(2 * capacity, needed)
-    if (!memory.extend(offset, capacity, larger)) {
+    val isLast = offset + capacity == memory.used
+    val larger = math.max(needed, math.min(2 * capacity, (if (isLast) capacity else 0) + memory.room / 2))
+    if (isLast) memory.extend(larger - capacity)
+    else {
       val moved = memory.allocate(larger)
       Platform.copyMemory(null, memory.address + offset, null, memory.address + moved, filled)
       offset = moved

@@ -30,7 +30,7 @@ private[sparkgap] final class ModelConversation(
     columns: StructType,
     returns: DataType,
     timeZone: String,
-    maxBatchBytes: Long,
+    val maxBytes: Long,
     metrics: Map[String, SQLMetric]) extends AutoCloseable {
 
   private val name = plan.string("name")
@@ -148,7 +148,7 @@ private[sparkgap] final class ModelConversation(
 
   private def map(ready: Array[Byte]): BatchMemory = {
     val message = Schema.parse("ModelReady", ready)
-    new BatchMemory(Path.of(s"/proc/${message.int("pid")}/fd/${message.int("descriptor")}"), maxBatchBytes, accounted)
+    new BatchMemory(Path.of(s"/proc/${message.int("pid")}/fd/${message.int("descriptor")}"), maxBytes, accounted)
   }
 
   private def expect(kind: Int): Array[Byte] = body(receiveFrame(), kind)

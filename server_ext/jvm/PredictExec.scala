@@ -161,7 +161,7 @@ private final class VectorInput(task: PredictTask, batches: Iterator[ColumnarBat
 
 /** One row a prediction, valid until the next. At most two chunks are under way: the next one is filled while the model computes. */
 private final class Predictions(from: Input, conversation: ModelConversation, batchSize: Int, counted: SQLMetric) extends Iterator[InternalRow] {
-  private val pace = new Pace(batchSize)
+  private val pace = new Pace(batchSize, conversation.maxBytes)
   private var predicted: Iterator[InternalRow] = Iterator.empty
 
   override def hasNext: Boolean = predicted.hasNext || {
@@ -185,7 +185,8 @@ private final class Predictions(from: Input, conversation: ModelConversation, ba
 }
 
 /** How many rows go to the host at once: one batch, or several where batches are so small and fast that the way there would cost more than the model. */
-private[sparkgap] final class Pace(batchSize: Int) {
+private[sparkgap] final class Pace(batchSize: Int, limitBytes: Long) {
+  private val maxBytes = math.min(Pace.MaxBytes, limitBytes / 4)
   private var batches = 1
   private var bytes = 0L
 
@@ -195,7 +196,7 @@ private[sparkgap] final class Pace(batchSize: Int) {
 
   def took(seconds: Double): Unit =
     if (seconds > Pace.SlowSeconds && batches > 1) batches /= 2
-    else if (seconds < Pace.FastSeconds && 2L * rows <= Pace.MaxRows && 2 * bytes <= Pace.MaxBytes) batches *= 2
+    else if (seconds < Pace.FastSeconds && 2L * rows <= Pace.MaxRows && 2 * bytes <= maxBytes) batches *= 2
 }
 
 /** A chunk is small enough to be cancelled soon, and to be wasted by a LIMIT. The worker's chunks follow the same figures. */
