@@ -16,6 +16,7 @@ class SparkgapRules extends (SparkSessionExtensions => Unit) {
   override def apply(extensions: SparkSessionExtensions): Unit = {
     extensions.injectPlanNormalizationRule(_ => Pullout)
     extensions.injectOptimizerRule(_ => FilterFirst)
+    extensions.injectOptimizerRule(_ => SelectFiltered)
     extensions.injectColumnar(_ => new ColumnarRule {
       override def preColumnarTransitions: Rule[SparkPlan] = DirectPrediction
       override def postColumnarTransitions: Rule[SparkPlan] = VectorsToModel

@@ -1,7 +1,6 @@
 // Lets a prediction stand wherever Spark takes a function, and be computed once all the same. Analysis is told that predictions are deterministic (by
-// Predict.scala), or it would refuse them inside aggregates and join conditions. The optimizer has to be told the opposite, or it would copy them. Pullout
-// runs in between: it moves predictions into Projects, equal ones of a node as one, and makes them non-deterministic. FilterFirst makes up for what that
-// costs: Spark moves no filter past something non-deterministic.
+// Predict.scala), or it would refuse them inside aggregates and join conditions. The optimizer has to be told the opposite, or it would copy them.
+// Pullout runs in between: it moves predictions into Projects, equal ones of a node as one, and makes them non-deterministic; then comes Savings.scala.
 package org.apache.spark.sql.connect.sparkgap
 
 import java.util
@@ -18,37 +17,12 @@ import org.apache.spark.sql.catalyst.expressions.aggregate.AggregateExpression
 import org.apache.spark.sql.catalyst.plans.InnerLike
 import org.apache.spark.sql.catalyst.plans.logical._
 import org.apache.spark.sql.catalyst.rules.Rule
-import org.apache.spark.sql.catalyst.trees.TreePattern.{FILTER, PYTHON_UDF}
+import org.apache.spark.sql.catalyst.trees.TreePattern.PYTHON_UDF
 
 import Schema._
 
 object Pullout extends Rule[LogicalPlan] {
   override def apply(plan: LogicalPlan): LogicalPlan = if (plan.containsPattern(PYTHON_UDF)) new Pullout().from(plan) else plan
-}
-
-/** Rows that a filter drops by other columns are not predicted. Runs in the optimizer, so that Spark has put in what is cached before. */
-object FilterFirst extends Rule[LogicalPlan] with PredicateHelper {
-  override def apply(plan: LogicalPlan): LogicalPlan = plan.transformWithPruning(_.containsAllPatterns(PYTHON_UDF, FILTER)) {
-    case filter @ Filter(condition, project @ Project(list, child)) if list.exists(!_.deterministic) && list.forall(randomOnlyByPredictions) =>
-      val plain = AttributeSet(list.filter(_.deterministic).map(_.toAttribute))
-      val (before, after) = splitConjunctivePredicates(condition).partition(each => each.deterministic && each.references.subsetOf(plain) && !becomesJoin(each))
-      if (before.isEmpty) filter
-      else {
-        val filtered = project.copy(child = Filter(replaceAlias(before.reduce(And), getAliasMap(project)), child))
-        after.reduceOption(And).fold[LogicalPlan](filtered)(Filter(_, filtered))
-      }
-  }
-
-  private def becomesJoin(condition: Expression): Boolean = condition.exists {
-    case scalar: ScalarSubquery => scalar.isCorrelated
-    case other => other.isInstanceOf[SubqueryExpression]
-  }
-
-  private def randomOnlyByPredictions(expression: Expression): Boolean = expression.deterministic || (expression match {
-    case udf: PythonUDF if Predict.isPrediction(udf) => udf.children.forall(randomOnlyByPredictions)
-    case _: Nondeterministic | _: UserDefinedExpression => false
-    case other => other.children.forall(randomOnlyByPredictions)
-  })
 }
 
 private final class Pullout extends PredicateHelper {
@@ -74,7 +48,7 @@ private final class Pullout extends PredicateHelper {
     Predict.planOf(udf).filterNot(_.bool("deterministic")).map(_.without("make_predict_fn").without("argument_names").without("name")))
 
   private object Prediction {
-    /** One of ours whose arguments come from its own query; Spark itself has to deal with what lies inside a correlated subquery and depends on the outer. */
+    /** One of ours whose arguments come from its own query. With those of a subquery that depend on the query around it, Spark itself has to deal. */
     def unapply(expression: Expression): Option[PythonUDF] = expression match {
       case udf: PythonUDF if model(udf).isDefined && !udf.children.exists(containsOuter) => Some(udf)
       case _ => None
@@ -104,7 +78,8 @@ private final class Pullout extends PredicateHelper {
 
   private final class Pulled(udfs: Seq[PythonUDF], child: LogicalPlan) {
     private lazy val found = known(child)
-    private lazy val added = udfs.distinctBy(identity).filterNot(udf => found.contains(identity(udf))).map(udf => identity(udf) -> Alias(udf, udf.name)())
+    private lazy val added = udfs.map(udf => identity(udf) -> udf).distinctBy(_._1)
+      .collect { case (key, udf) if !found.contains(key) => key -> Alias(udf, udf.name)() }
     private lazy val attributes = found ++ added.map { case (key, alias) => key -> alias.toAttribute }
 
     def isEmpty: Boolean = udfs.isEmpty

@@ -171,6 +171,9 @@ CONDITIONS = [
     ("SELECT q FROM (SELECT * FROM v WHERE q > 3) WHERE id < 4", [(4.0,)], 4),
     ("SELECT q FROM v JOIN b ON id = label WHERE label < 2", [(1.0,), (2.0,)], 2),
     ("SELECT q FROM v WHERE id = 1 OR q = 3", [(2.0,), (3.0,)], 8),
+    ("SELECT p(id) AS q FROM a WHERE p(id) > 6", [(7.0,), (8.0,)], 8),
+    ("SELECT k, p(id) + 1, p(p(id)) FROM a WHERE p(id) > 7 AND id > 4 ORDER BY k LIMIT 3", [(1, 9.0, 9.0)], 3 + 1),
+    ("SELECT sum(p(id)) FROM a WHERE p(id) > 6", [(15.0,)], 8),
     ("SELECT id FROM v", [(i,) for i in IDS], 0),
 ]
 

@@ -186,7 +186,7 @@ def column_type_rows(frame, udf, column):
     try:
         return sorted((row["id"], row["p"]) for row in frame.select("id", udf("id", "x").alias("p")).collect())
     except PySparkException as error:  # structs in arrays are refused, by either way with the same words
-        return next(line for line in str(error).splitlines() if "Error" in line)
+        return next(line for line in str(error).splitlines() if "ValueError: " in line).split("ValueError: ")[1]
 
 
 def test_a_partition_column_is_a_column_like_others(sessions, tmp_path):
