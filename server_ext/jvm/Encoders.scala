@@ -27,6 +27,9 @@ private[sparkgap] final class Layout {
 
   def node(length: Long, nulls: Long): Unit = nodes ++= Seq(length, nulls)
   def buffer(place: Seq[Long]): Unit = buffers ++= place
+
+  /** Of all buffers together. */
+  def bytes: Long = buffers.grouped(2).map(_.last).sum
   def toMessage: DynamicMessage = Schema.build("Column")("nodes" -> nodes, "buffers" -> buffers)
 }
 

@@ -67,17 +67,18 @@ private[sparkgap] final class ModelConversation(
   /** Number of bytes sent. */
   def send(): Long = {
     val rows = encoders.head.length
-    val columns = encoders.toSeq.map { encoder =>
+    val layouts = encoders.toSeq.map { encoder =>
       val layout = new Layout
       encoder.finish(layout)
-      layout.toMessage
+      layout
     }
-    val end = slots(filling).used
-    metrics("bytesSent") += end
+    val bytes = layouts.map(_.bytes).sum
+    metrics("bytesSent") += bytes
     metrics("batches") += (rows + batchSize - 1) / batchSize
-    connection.send(FrameKind.ColumnBatch, Schema.build("ColumnBatch")("rows" -> rows, "length" -> end, "columns" -> columns, "slot" -> filling).toByteArray)
+    val message = Schema.build("ColumnBatch")("rows" -> rows, "length" -> slots(filling).used, "columns" -> layouts.map(_.toMessage), "slot" -> filling)
+    connection.send(FrameKind.ColumnBatch, message.toByteArray)
     waiting.enqueue(filling)
-    end
+    bytes
   }
 
   /** The predictions of the oldest batch under way; valid until the next call. */

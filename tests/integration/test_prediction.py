@@ -230,11 +230,11 @@ class TestOutputs:
         assert [row.scores for row in rows] == [[0.0, 1.0][: i % 3] for i in range(10)]
 
     @pytest.mark.parametrize(
-        ("return_type", "expected"), [("bigint", 3), (LongType(), 3), ("double", 3.5), (DoubleType(), 3.5)]
+        ("return_type", "expected"), [("bigint", 3), (LongType(), 3), ("double", 3.0), (DoubleType(), 3.0)]
     )
     def test_a_scalar_of_the_declared_type(self, tensors, return_type, expected):
         def make():
-            return lambda x: x + 0.5
+            return lambda x: x * 1.0
 
         [value] = column(tensors.where("id = 3").select(predicting(make, return_type)("id")))
         assert (value, type(value)) == (expected, type(expected))

@@ -55,7 +55,7 @@ ACCEPTED = {
     "several scalar columns": Case(lambda x, y: x + y, "double", ("id", "half")),
     "floats": Case(one, "float", ("single",)),
     "a null makes floats of its batch": Case(
-        lambda x: np.full(len(x), x.dtype.kind == "f", np.int32), "int", ("holes",)
+        lambda x: np.full(len(x), x.dtype.kind == "f", np.int32), "int", ("holes",), batch_size=10
     ),
     "nulls among floats": Case(lambda x: np.isnan(x).astype(np.int8), "byte", ("half_holes",)),
     "strings in": Case(lambda x: np.array([len(text or "") for text in x]), "int", ("name",)),
@@ -106,7 +106,7 @@ REFUSED = {
     "too many columns": Case(lambda x, y: x, "long", ("id", "half", "single"), words=("2 inputs", "3 columns")),
     "tensors without a shape": Case(total, "float", ("tensor",), words=("input_tensor_shapes", "tensor")),
     "tensors of another shape": Case(total, "float", ("tensor",), [[2, 2]], words=("[2, 2]", "4 values", "3")),
-    "integers too large for their type": Case(lambda x: x * 100, "byte", ("id",), words=("int8", "100")),
+    "integers too large for their type": Case(lambda x: x * 100, "byte", ("id",), words=("int8", "not in range")),
     "fractions for integers": Case(lambda x: x + 0.7, "int", ("half",), words=("int32", "truncated")),
     "several columns for one argument": Case(
         total, "double", ("id", "half"), words=("Multiple input columns", "array", "half")
