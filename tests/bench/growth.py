@@ -61,9 +61,9 @@ def point(spark: Sessions, folder: Path, rounds: int, size: dict[str, int]) -> d
 def draw(points: Points, picture: Path) -> None:
     """One panel a sweep, all of one logarithmic scale."""
     figure = Figure(figsize=(12, 4.4), dpi=150, facecolor="white")
-    figure.text(0.045, 0.92, "Seconds of one prediction query as it grows:", size=15, weight="bold", color=INK)
-    for (way, color), place in zip(COLORS.items(), (0.43, 0.52), strict=True):
-        figure.text(place, 0.92, way, size=15, weight="bold", color=color)
+    figure.text(0.045, 0.92, "Seconds of one prediction query as it grows", size=15, weight="bold", color=INK)
+    for (way, color), place in zip(COLORS.items(), (0.88, 0.965), strict=True):
+        figure.text(place, 0.92, way, size=13, weight="bold", color=color, ha="right")
     seconds = [time for found in points.values() for ways in found.values() for time in ways.values()]
     for place, (swept, found) in enumerate(points.items()):
         axes = figure.add_axes((0.045 + place * 0.325, 0.12, 0.27, 0.6))
