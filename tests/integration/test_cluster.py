@@ -125,6 +125,37 @@ def test_predictions_come_from_both_executors(spark: SparkSession) -> None:
     assert len({executor_of(pid) for pid in hosts}) == 2
 
 
+def first_time(marker: Path) -> bool:
+    """Whether nobody on this machine has asked before."""
+    try:
+        marker.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def test_a_task_whose_model_host_is_killed_is_run_again(spark: SparkSession, tmp_path: Path) -> None:
+    killed = tmp_path / "killed"
+    only_first = with_helpers(first_time)
+
+    def make_predict_fn() -> Any:
+        import os
+        import signal
+
+        def predict(x: Any) -> Any:
+            if 205 in x and only_first(killed):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return x * 2
+
+        return predict
+
+    predict = predict_batch_udf(make_predict_fn, return_type="long", batch_size=10)
+    rows = spark.range(0, 400, 1, 4).select("id", predict("id").alias("p")).collect()
+    assert killed.exists()
+    assert [row.p for row in rows] == [2 * row.id for row in rows]
+    assert len(rows) == 400
+
+
 def broadcast_files(cluster: Path) -> list[Path]:
     """Weights as the executors hold them."""
     return [path for path in cluster.rglob("broadcast_*_python") if path.is_file()]
