@@ -1,5 +1,5 @@
-// Columns of a batch in Arrow's layout, written straight into the memory that the model host reads: whole vectors from a columnar child, else value by
-// value out of rows, arrays of numbers in one copy either way.
+// Columns of a batch in Arrow's layout, written straight into the memory that the model host reads: value by value out of rows, arrays of numbers and
+// bytes in one copy.
 package org.apache.spark.sql.connect.sparkgap
 
 import java.util.BitSet
@@ -14,10 +14,8 @@ import org.apache.spark.sql.catalyst.InternalRow
 import org.apache.spark.sql.catalyst.expressions.{GenericInternalRow, SpecializedGetters, UnsafeArrayData, UnsafeRow}
 import org.apache.spark.sql.catalyst.util.ArrayData
 import org.apache.spark.sql.execution.arrow.ArrowWriter
-import org.apache.spark.sql.execution.vectorized.WritableColumnVector
 import org.apache.spark.sql.types._
 import org.apache.spark.sql.util.ArrowUtils
-import org.apache.spark.sql.vectorized.{ColumnVector, ColumnarBatchRow}
 import org.apache.spark.unsafe.Platform
 import org.apache.spark.unsafe.types.UTF8String
 
@@ -33,7 +31,7 @@ private[sparkgap] final class Layout {
   def toMessage: DynamicMessage = Schema.build("Column")("nodes" -> nodes, "buffers" -> buffers)
 }
 
-/** Collects one column, or one level of a nested one: `begin`, any number of `add` and `addAll`, `finish`. */
+/** Collects one column, or one level of a nested one: `begin`, any number of `add`, `finish`. */
 private[sparkgap] abstract class ColumnEncoder {
   protected var memory: BatchMemory = _
   protected var rows = 0
@@ -46,17 +44,6 @@ private[sparkgap] abstract class ColumnEncoder {
   }
 
   final def add(row: SpecializedGetters, ordinal: Int): Unit = if (row.isNullAt(ordinal)) addNull() else addValue(row, ordinal)
-
-  /** Rows `from` to `until` of a vector. */
-  def addAll(vector: ColumnVector, from: Int, until: Int): Unit = {
-    val row = new ColumnarBatchRow(Array(vector))
-    var index = from
-    while (index < until) {
-      row.rowId = index
-      add(row, 0)
-      index += 1
-    }
-  }
 
   /** All elements of an array. */
   def addElements(array: ArrayData): Unit = {
@@ -132,9 +119,6 @@ private abstract class FixedEncoder(width: Int) extends ColumnEncoder {
 
   protected def put(address: Long, row: SpecializedGetters, ordinal: Int): Unit
 
-  /** The values of a vector as a Java array. */
-  protected def copied(vector: ColumnVector, from: Int, count: Int): AnyRef
-
   override def begin(into: BatchMemory): Unit = {
     super.begin(into)
     values.begin(into)
@@ -146,21 +130,6 @@ private abstract class FixedEncoder(width: Int) extends ColumnEncoder {
   }
 
   override protected def skip(): Unit = Platform.setMemory(values.reserve(width), 0.toByte, width)
-
-  override def addAll(vector: ColumnVector, from: Int, until: Int): Unit = vector match {
-    case _: WritableColumnVector =>
-      val bytes = (until - from).toLong * width
-      val address = values.reserve(bytes)
-      Platform.copyMemory(copied(vector, from, until - from), FixedEncoder.ArrayOffset, null, address, bytes)
-      if (vector.hasNull) (from until until).foreach { index =>
-        if (vector.isNullAt(index)) {
-          markNull(rows + index - from)
-          Platform.setMemory(address + (index - from).toLong * width, 0.toByte, width)
-        }
-      }
-      rows += until - from
-    case _ => super.addAll(vector, from, until)
-  }
 
   override def addElements(array: ArrayData): Unit = array match {
     case unsafe: UnsafeArrayData =>
@@ -188,39 +157,28 @@ private abstract class FixedEncoder(width: Int) extends ColumnEncoder {
   }
 }
 
-private object FixedEncoder {
-  /** The same for arrays of all primitive types. */
-  val ArrayOffset: Long = Platform.BYTE_ARRAY_OFFSET.toLong
-}
-
 private final class ByteEncoder extends FixedEncoder(1) {
   override protected def put(address: Long, row: SpecializedGetters, ordinal: Int): Unit = Platform.putByte(null, address, row.getByte(ordinal))
-  override protected def copied(vector: ColumnVector, from: Int, count: Int): AnyRef = vector.getBytes(from, count)
 }
 
 private final class ShortEncoder extends FixedEncoder(2) {
   override protected def put(address: Long, row: SpecializedGetters, ordinal: Int): Unit = Platform.putShort(null, address, row.getShort(ordinal))
-  override protected def copied(vector: ColumnVector, from: Int, count: Int): AnyRef = vector.getShorts(from, count)
 }
 
 private final class IntEncoder extends FixedEncoder(4) {
   override protected def put(address: Long, row: SpecializedGetters, ordinal: Int): Unit = Platform.putInt(null, address, row.getInt(ordinal))
-  override protected def copied(vector: ColumnVector, from: Int, count: Int): AnyRef = vector.getInts(from, count)
 }
 
 private final class LongEncoder extends FixedEncoder(8) {
   override protected def put(address: Long, row: SpecializedGetters, ordinal: Int): Unit = Platform.putLong(null, address, row.getLong(ordinal))
-  override protected def copied(vector: ColumnVector, from: Int, count: Int): AnyRef = vector.getLongs(from, count)
 }
 
 private final class FloatEncoder extends FixedEncoder(4) {
   override protected def put(address: Long, row: SpecializedGetters, ordinal: Int): Unit = Platform.putFloat(null, address, row.getFloat(ordinal))
-  override protected def copied(vector: ColumnVector, from: Int, count: Int): AnyRef = vector.getFloats(from, count)
 }
 
 private final class DoubleEncoder extends FixedEncoder(8) {
   override protected def put(address: Long, row: SpecializedGetters, ordinal: Int): Unit = Platform.putDouble(null, address, row.getDouble(ordinal))
-  override protected def copied(vector: ColumnVector, from: Int, count: Int): AnyRef = vector.getDoubles(from, count)
 }
 
 /** A bit a value. */
@@ -270,10 +228,6 @@ private final class BytesEncoder(binary: Boolean) extends ColumnEncoder {
       case _ if binary => UTF8String.fromBytes(row.getBinary(ordinal))
       case _ => row.getUTF8String(ordinal)
     }
-    append(value)
-  }
-
-  private def append(value: UTF8String): Unit = {
     val count = value.numBytes()
     Platform.copyMemory(value.getBaseObject, value.getBaseOffset, null, bytes.reserve(count), count)
     skip()
@@ -281,16 +235,6 @@ private final class BytesEncoder(binary: Boolean) extends ColumnEncoder {
   }
 
   override protected def skip(): Unit = Platform.putInt(null, offsets.reserve(4), bytes.size.toInt)
-
-  override def addAll(vector: ColumnVector, from: Int, until: Int): Unit = vector match {
-    case writable: WritableColumnVector =>
-      var index = from
-      while (index < until) {
-        if (writable.isNullAt(index)) addNull() else append(writable.getUTF8String(index))
-        index += 1
-      }
-    case _ => super.addAll(vector, from, until)
-  }
 
   override def finish(layout: Layout): Unit = {
     super.finish(layout)
@@ -317,32 +261,6 @@ private final class ListEncoder(elements: ColumnEncoder) extends ColumnEncoder {
 
   override protected def skip(): Unit = Platform.putInt(null, offsets.reserve(4), elements.length)
 
-  /** Arrays that lie one behind the other in their vector are copied in one piece. */
-  override def addAll(vector: ColumnVector, from: Int, until: Int): Unit = vector match {
-    case writable: WritableColumnVector =>
-      val base = elements.length
-      var first, end = 0 // of the elements that wait to be copied
-      var waiting = 0
-      var index = from
-      while (index < until) {
-        if (writable.isNullAt(index)) markNull(rows)
-        else {
-          val (start, count) = (writable.getArrayOffset(index), writable.getArrayLength(index))
-          if (start != end) {
-            elements.addAll(writable.getChild(0), first, end)
-            first = start
-          }
-          end = start + count
-          waiting += count
-        }
-        Platform.putInt(null, offsets.reserve(4), base + waiting)
-        rows += 1
-        index += 1
-      }
-      elements.addAll(writable.getChild(0), first, end)
-    case _ => super.addAll(vector, from, until)
-  }
-
   override def finish(layout: Layout): Unit = {
     super.finish(layout)
     layout.buffer(offsets.place)
@@ -367,13 +285,6 @@ private final class StructEncoder(fields: Array[ColumnEncoder]) extends ColumnEn
   }
 
   override protected def skip(): Unit = fields.foreach(_.addNull())
-
-  override def addAll(vector: ColumnVector, from: Int, until: Int): Unit =
-    if (vector.hasNull) super.addAll(vector, from, until)
-    else {
-      fields.indices.foreach(index => fields(index).addAll(vector.getChild(index), from, until))
-      rows += until - from
-    }
 
   override def finish(layout: Layout): Unit = {
     super.finish(layout)

@@ -13,12 +13,11 @@ import org.apache.spark.sql.execution.{SparkPlan, UnaryExecNode}
 import org.apache.spark.sql.execution.metric.{SQLMetric, SQLMetrics}
 import org.apache.spark.sql.execution.python.RowQueues
 import org.apache.spark.sql.types.{DataType, StructField, StructType}
-import org.apache.spark.sql.vectorized.ColumnarBatch
 
 import Schema._
 
-/** The rows of its child with a prediction each, of their columns those in `kept`; `columnar` where the child gives vectors instead of rows. */
-case class PredictExec(udf: PythonUDF, result: Attribute, kept: Seq[Attribute], child: SparkPlan, columnar: Boolean = false) extends UnaryExecNode {
+/** The rows of its child with a prediction each, of their columns those in `kept`. */
+case class PredictExec(udf: PythonUDF, result: Attribute, kept: Seq[Attribute], child: SparkPlan) extends UnaryExecNode {
   override def output: Seq[Attribute] = kept :+ result
   override def producedAttributes: AttributeSet = AttributeSet(result)
   override protected def withNewChildInternal(newChild: SparkPlan): PredictExec = copy(child = newChild)
@@ -36,8 +35,7 @@ case class PredictExec(udf: PythonUDF, result: Attribute, kept: Seq[Attribute], 
   override protected def doExecute(): RDD[InternalRow] = {
     val payload = udf.func.broadcastVars.asScala.headOption
     val task = PredictTask(Predict.planOf(udf).get.toByteArray, payload, udf.children, udf.dataType, kept, child.output, conf.sessionLocalTimeZone, metrics)
-    if (columnar) child.executeColumnar().mapPartitionsInternal(batches => task.predict(new VectorInput(task, batches)))
-    else child.execute().mapPartitionsWithIndexInternal((partition, rows) => task.predict(new RowInput(task, rows, partition)))
+    child.execute().mapPartitionsWithIndexInternal((partition, rows) => task.predict(new Input(task, rows, partition)))
   }
 }
 
@@ -87,17 +85,7 @@ private final case class PredictTask(
 }
 
 /** The rows of a partition on their way into batches. */
-private sealed trait Input {
-  def hasNext: Boolean
-
-  /** Up to `rows` of them, and at least one. */
-  def fill(columns: Array[ColumnEncoder], rows: Int): Unit
-
-  /** What is kept of each row goes there, in Spark's own queue, which spills. */
-  def keep(queue: RowQueues.Queue): Unit
-}
-
-private final class RowInput(task: PredictTask, rows: Iterator[InternalRow], partition: Int) extends Input {
+private final class Input(task: PredictTask, rows: Iterator[InternalRow], partition: Int) {
   private val direct = task.ordinals
   private val ordinals = direct.getOrElse(task.arguments.indices.toArray)
   private val toArguments = Option.when(direct.isEmpty)(UnsafeProjection.create(task.arguments, task.input))
@@ -106,11 +94,13 @@ private final class RowInput(task: PredictTask, rows: Iterator[InternalRow], par
   private val toKept = UnsafeProjection.create(task.kept, task.input)
   private val keepsAll = task.kept == task.input
 
-  override def keep(queue: RowQueues.Queue): Unit = waiting = Some(queue)
+  /** What is kept of each row goes there, in Spark's own queue, which spills. */
+  def keep(queue: RowQueues.Queue): Unit = waiting = Some(queue)
 
-  override def hasNext: Boolean = rows.hasNext
+  def hasNext: Boolean = rows.hasNext
 
-  override def fill(columns: Array[ColumnEncoder], limit: Int): Unit = {
+  /** Up to `limit` rows. */
+  def fill(columns: Array[ColumnEncoder], limit: Int): Unit = {
     var filled = 0
     while (filled < limit && rows.hasNext) {
       val row = rows.next()
@@ -125,36 +115,6 @@ private final class RowInput(task: PredictTask, rows: Iterator[InternalRow], par
         index += 1
       }
       filled += 1
-    }
-  }
-}
-
-private final class VectorInput(task: PredictTask, batches: Iterator[ColumnarBatch]) extends Input {
-  private val ordinals = task.ordinals.get
-  private val toKept = UnsafeProjection.create(task.kept, task.input)
-  private var waiting: Option[RowQueues.Queue] = None
-  private var batch: ColumnarBatch = _
-  private var position, end = 0
-
-  override def keep(queue: RowQueues.Queue): Unit = waiting = Some(queue)
-
-  override def hasNext: Boolean = {
-    while (position == end && batches.hasNext) {
-      batch = batches.next()
-      position = 0
-      end = batch.numRows()
-    }
-    position < end
-  }
-
-  override def fill(columns: Array[ColumnEncoder], limit: Int): Unit = {
-    var missing = limit
-    while (missing > 0 && hasNext) {
-      val until = position + math.min(missing, end - position)
-      columns.indices.foreach(index => columns(index).addAll(batch.column(ordinals(index)), position, until))
-      waiting.foreach(queue => (position until until).foreach(row => queue.add(toKept(batch.getRow(row)))))
-      missing -= until - position
-      position = until
     }
   }
 }

@@ -3,9 +3,9 @@
 package org.apache.spark.sql.connect.sparkgap
 
 import org.apache.spark.sql.SparkSessionExtensions
-import org.apache.spark.sql.catalyst.expressions.{Attribute, AttributeSet, PythonUDF}
+import org.apache.spark.sql.catalyst.expressions.{AttributeSet, PythonUDF}
 import org.apache.spark.sql.catalyst.rules.Rule
-import org.apache.spark.sql.execution.{ColumnarRule, ColumnarToRowExec, FilterExec, ProjectExec, SparkPlan}
+import org.apache.spark.sql.execution.{ColumnarRule, FilterExec, ProjectExec, SparkPlan}
 import org.apache.spark.sql.execution.python.ArrowEvalPythonExec
 import org.apache.spark.sql.internal.SQLConf
 
@@ -17,10 +17,7 @@ class SparkgapRules extends (SparkSessionExtensions => Unit) {
     extensions.injectPlanNormalizationRule(_ => Pullout)
     extensions.injectOptimizerRule(_ => FilterFirst)
     extensions.injectOptimizerRule(_ => SelectFiltered)
-    extensions.injectColumnar(_ => new ColumnarRule {
-      override def preColumnarTransitions: Rule[SparkPlan] = DirectPrediction
-      override def postColumnarTransitions: Rule[SparkPlan] = VectorsToModel
-    })
+    extensions.injectColumnar(_ => new ColumnarRule { override def preColumnarTransitions: Rule[SparkPlan] = DirectPrediction })
   }
 }
 
@@ -41,12 +38,5 @@ object DirectPrediction extends Rule[SparkPlan] {
     case filter: FilterExec => filter.withNewChildren(Seq(keeping(filter.child, wanted ++ filter.references)))
     case node: PredictExec => node.copy(kept = node.kept.filter(wanted.contains), child = keeping(node.child, wanted ++ node.udf.references))
     case other => other
-  }
-}
-
-/** Where Spark would make rows of a columnar child's vectors, for the Parquet reader's above all, the model gets the vectors themselves. */
-object VectorsToModel extends Rule[SparkPlan] {
-  override def apply(plan: SparkPlan): SparkPlan = plan.transformUp {
-    case node @ PredictExec(udf, _, _, ColumnarToRowExec(child), _) if udf.children.forall(_.isInstanceOf[Attribute]) => node.copy(child = child, columnar = true)
   }
 }
