@@ -7,11 +7,13 @@ from sparkgap.errors import (
     ProtocolError,
     ResourceError,
     RunCancelledError,
+    RunLostError,
     RunNotFoundError,
     SparkgapError,
     TrainingError,
     VersionError,
 )
+from sparkgap.listing import runs
 from sparkgap.predict import predict_batch_udf
 from sparkgap.registration import register
 from sparkgap.run import LogLine, Run, attach
@@ -26,6 +28,7 @@ __all__ = [
     "ResourceError",
     "Run",
     "RunCancelledError",
+    "RunLostError",
     "RunNotFoundError",
     "SparkgapError",
     "TorchDistributor",
@@ -34,4 +37,5 @@ __all__ = [
     "attach",
     "predict_batch_udf",
     "register",
+    "runs",
 ]

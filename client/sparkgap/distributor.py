@@ -99,6 +99,8 @@ class TorchDistributor:
             A rank failed; its own exception is the cause.
         RunCancelledError
             Somebody cancelled the run.
+        RunLostError
+            The server ended while a run with this id was alive.
         """
         run = self.submit(train_object, *args, **kwargs)
         with Console() as console:

@@ -8,6 +8,7 @@ SparkgapError
 │   ├── ResourceError    the cluster cannot hold the plan
 │   └── ProtocolError    the server answers what this client does not understand
 ├── TrainingError        the user's code: a rank failed (also a RuntimeError)
+│   └── RunLostError     the operator: the server ended while the run was alive
 └── RunCancelledError    nobody: somebody cancelled the run (also a RuntimeError)
 
 Errors inside a query, `predict_batch_udf`'s among them, arrive as Spark's own `PythonException` with the user's traceback.
@@ -115,6 +116,19 @@ class TrainingError(SparkgapError, RuntimeError):
         error = cls(text, status.failures)
         error.__cause__ = _cause(first)
         return error
+
+
+class RunLostError(TrainingError):
+    """The server ended while the run was alive, and nothing started it again; the text says when the server was last alive."""
+
+    @classmethod
+    def of(cls, status: run_pb2.RunStatus) -> RunLostError:
+        """The error for a lost run."""
+        return cls(
+            f"run {status.run_id} ({status.name}) is lost: {status.reason}. Nothing starts it again by itself: submit it under another run_id. "
+            "What its ranks had printed and reported until then is in logs() and metrics()",
+            status.failures,
+        )
 
 
 def _cause(failure: run_pb2.RankFailure) -> BaseException | None:

@@ -13,13 +13,13 @@ from sparkgap_protos.v1 import plan_pb2 as pb
 from sparkgap_protos.v1 import run_pb2
 
 from sparkgap import channel
-from sparkgap.errors import PlanError, ProtocolError, RunCancelledError, TrainingError
+from sparkgap.errors import PlanError, ProtocolError, RunCancelledError, RunLostError, TrainingError
 
 if TYPE_CHECKING:
     import pandas as pd
     from pyspark.sql.connect.session import SparkSession
 
-_FINAL = (run_pb2.SUCCEEDED, run_pb2.FAILED, run_pb2.CANCELLED)
+_FINAL = (run_pb2.SUCCEEDED, run_pb2.FAILED, run_pb2.CANCELLED, run_pb2.LOST)
 _STREAMS = {run_pb2.LogLines.STDOUT: "stdout", run_pb2.LogLines.STDERR: "stderr"}
 
 
@@ -90,8 +90,13 @@ class Run:
 
     @property
     def status(self) -> str:
-        """QUEUED, STARTING, RUNNING, SUCCEEDED, FAILED or CANCELLED; asks the server, some 2 ms, until it is one of the last three."""
+        """QUEUED, STARTING, RUNNING, SUCCEEDED, FAILED, CANCELLED or LOST; asks the server, some 2 ms, until it is one of the last four."""
         return run_pb2.RunState.Name(self._refresh().state)
+
+    @property
+    def notice(self) -> str:
+        """What the run has to do without, for example its record on the server's disk, as of the last answer; empty if all is well."""
+        return self._last.notice
 
     @property
     def attempts(self) -> int:
@@ -153,7 +158,7 @@ class Run:
         ------
         TimeoutError
             The run goes on after `timeout` seconds.
-        TrainingError, RunCancelledError
+        TrainingError, RunCancelledError, RunLostError
             The run has no value.
         """
         self._await(timeout)
@@ -180,6 +185,8 @@ class Run:
     def _error(self) -> Exception | None:
         if self._last.state == run_pb2.FAILED:
             return TrainingError.of(self._last)
+        if self._last.state == run_pb2.LOST:
+            return RunLostError.of(self._last)
         if self._last.state == run_pb2.CANCELLED:
             return RunCancelledError(f"run {self.id} was cancelled: {self._last.reason}")
         return None

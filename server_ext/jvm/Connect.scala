@@ -63,9 +63,9 @@ private final class Replies(execution: ExecuteHolder) {
   def send(reply: DynamicMessage): Unit = observer.onNext(proto.ExecutePlanResponse.newBuilder().setSessionId(execution.sessionHolder.sessionId)
     .setServerSideSessionId(execution.sessionHolder.serverSessionId).setOperationId(execution.operationId).setExtension(Schema.pack(reply)).build())
 
-  def status(run: Run, complete: Boolean): Unit = send(Schema.build("Reply")("status" -> run.status(complete)))
+  def status(run: AnyRun, complete: Boolean): Unit = send(Schema.build("Reply")("status" -> run.status(complete)))
 
-  def follow(run: Run, request: DynamicMessage): Unit = {
+  def follow(run: AnyRun, request: DynamicMessage): Unit = {
     var cursor = request.long("from_sequence")
     var sent = 0L
     var complete = false
@@ -109,6 +109,7 @@ class SparkgapStatus extends GetStatusPlugin {
     Refused.unlessSpoken(query.int("protocol"), query.string("client"))
     query.choice("kind") match {
       case Some("run") => Schema.build("Reply")("status" -> Runs(RunKey(session.userId, query.message("run").string("run_id"))).status(complete = false))
+      case Some("list") => Schema.build("Reply")("list" -> Schema.build("RunList")("runs" -> Runs.list(session.userId)))
       case Some("payload") => Schema.build("Reply")("payload" -> Schema.build("PayloadAnswer")("way" -> Payloads.way(query.message("payload"), session)))
       case _ => throw Refused.plan("the query asks for nothing that this server knows")
     }

@@ -1,5 +1,5 @@
 // The registry of training runs, in the driver. A run is owned by the server: it starts on a thread of its own and ends when its barrier job ends,
-// whatever becomes of the client, its operation or its session.
+// whatever becomes of the client, its operation or its session. Where a RunStore is configured, it is told of everything, and knows ended runs longer.
 package org.apache.spark.sql.connect.sparkgap
 
 import java.security.MessageDigest
@@ -18,10 +18,12 @@ import org.apache.spark.scheduler.{SparkListener, SparkListenerExecutorRemoved}
 
 import Schema._
 
-object Runs {
+object Runs extends Logging {
+  private val StopMillis = 5000L
   private val runs = new ConcurrentHashMap[RunKey, Run]()
   private var sc: SparkContext = _
   private var settings: Settings = _
+  private var store: Option[RunStore] = None
 
   /** The extension classes are loaded by Connect, this by `spark.plugins`: one without the other cannot work. */
   def unlessPlugged(): Unit = if (sc == null) throw Refused.resources("the server has sparkgap's extensions but not its plugin: add " +
@@ -30,29 +32,51 @@ object Runs {
   def start(context: SparkContext, conf: Settings): Unit = {
     sc = context
     settings = conf
+    store = conf.runsDirectory.map(new RunStore(_, sc.hadoopConfiguration, conf))
+    store.foreach(_.start())
     sc.addSparkListener(new SparkListener {
       override def onExecutorRemoved(event: SparkListenerExecutorRemoved): Unit = Nodes.forget(event.executorId)
     })
   }
 
-  def stop(): Unit = runs.values.asScala.foreach(_.cancel("the server is stopping"))
+  def stop(): Unit = {
+    val alive = runs.values.asScala.filterNot(_.ended).toSeq
+    alive.foreach(_.cancel("the server is stopping"))
+    store.foreach { kept =>
+      alive.foreach(_.awaitEnd(StopMillis))
+      kept.stop()
+    }
+  }
 
+  /** Of the runs of this server's memory: for the plugin's RPC thread, which never waits for a filesystem. */
   def find(key: RunKey): Option[Run] = Option(runs.get(key))
 
-  def apply(key: RunKey): Run = find(key).getOrElse(throw Refused.unknownRun(key.id))
+  def apply(key: RunKey): AnyRun = find(key).orElse(stored(_.find(key)).flatten).getOrElse(throw Refused.unknownRun(key.id))
+
+  /** A user's runs, the newest first. */
+  def list(user: String): Seq[DynamicMessage] = {
+    val kept = stored(_.list(user)).toSeq.flatten.map(_.status(complete = false)) // before the memory: what is forgotten there is here
+    val here = runs.values.asScala.filter(_.key.user == user).map(_.status(complete = false))
+    (kept ++ here).map(each => each.string("run_id") -> each).toMap.values.toSeq.map(_.without("failures")).sortBy(-_.long("submitted_at"))
+  }
+
+  private def stored[T](ask: RunStore => T): Option[T] = try store.map(ask) catch {
+    case NonFatal(failure) if !failure.isInstanceOf[Refused] =>
+      throw Refused.resources(s"spark.sparkgap.runs.dir, where the server keeps its runs, cannot be read: $failure")
+  }
 
   /** The run with this plan's id: a new one, or the one that an earlier request with the same plan has started. */
-  def submit(user: String, plan: DynamicMessage): Run = {
+  def submit(user: String, plan: DynamicMessage): AnyRun = {
     unlessPlugged()
     val key = RunKey(user, plan.string("run_id"))
     val digest = MessageDigest.getInstance("SHA-256").digest(plan.toByteArray).toSeq
-    def known: Option[Run] = find(key).map { run =>
+    def known: Option[AnyRun] = find(key).orElse(earlier(key)).map { run =>
       if (run.planDigest != digest) throw Refused.plan(s"run id ${key.id} is taken by a run with another plan: choose another id")
       run
     }
     known.getOrElse {
       val gang = new Admission(sc, settings).admit(key, plan)
-      val run = new Run(key, plan.string("name"), plan.int("num_processes"), digest, settings.maxEventBytes)
+      val run = new Run(key, plan.string("name"), plan.int("num_processes"), digest, settings.maxEventBytes, store)
       Option(runs.putIfAbsent(key, run)) match {
         case Some(_) => known.get
         case None =>
@@ -60,6 +84,16 @@ object Runs {
           run
       }
     }
+  }
+
+  /** Of another life of the server. A filesystem that fails keeps nobody from training. */
+  private def earlier(key: RunKey): Option[AnyRun] = try store.flatMap { kept =>
+    val found = kept.find(key)
+    if (found.isEmpty) kept.clear(key)
+    found
+  } catch { case NonFatal(failure) =>
+    logWarning(s"spark.sparkgap.runs.dir cannot tell whether it has run ${key.id} of ${key.user} already; it is taken for a new one", failure)
+    None
   }
 
   /** Spark's inheritable thread-locals tie a job to the operation that submits it; this thread inherits none of them. */
@@ -73,7 +107,9 @@ object Runs {
 
   /** The newest one stays whatever its size, so that its client can fetch its value. */
   private def forgetOldest(): Unit = {
-    val newestFirst = runs.values.asScala.filter(_.ended).toSeq.sortBy(-_.endedAt)
+    val oldest = (System.currentTimeMillis() - settings.maxRunAgeMillis) * 1000L
+    runs.values.asScala.filter(run => run.ended && run.endedAt < oldest).foreach(run => runs.remove(run.key))
+    val newestFirst = runs.values.asScala.filter(_.settled).toSeq.sortBy(-_.endedAt)
     val bytesWithNewer = newestFirst.scanLeft(0L)(_ + _.keptBytes).tail
     newestFirst.zip(bytesWithNewer).zipWithIndex.drop(1).foreach { case ((run, bytes), newer) =>
       if (newer >= settings.keptRuns || bytes > settings.keptBytes) runs.remove(run.key)
@@ -89,12 +125,37 @@ object RunState {
   val Failed = "FAILED"
   val Cancelled = "CANCELLED"
   val Final: Set[String] = Set(Succeeded, Failed, Cancelled)
+
+  /** Alive when its server ended; only a RunStore says so. */
+  val Lost = "LOST"
 }
 
 /** Events of a run from a cursor on: the first has sequence number `first`. */
 final case class Page(first: Long, events: Seq[Array[Byte]], dropped: Long)
 
-final class Run(val key: RunKey, name: String, worldSize: Int, val planDigest: Seq[Byte], maxEventBytes: Long) extends Logging {
+object Page {
+  /** The first ones, until they reach this size. */
+  def upTo(bytes: Long, events: Iterator[Array[Byte]]): Seq[Array[Byte]] = {
+    var left = bytes
+    events.takeWhile { event => val fits = left > 0; left -= event.length; fits }.toSeq
+  }
+}
+
+/** What a client may ask of a run, in memory (Run) or not (StoredRun). */
+trait AnyRun {
+  def planDigest: Seq[Byte]
+  def ended: Boolean
+  def cancel(why: String): Unit
+  def page(from: Long, maxBytes: Long): Page
+
+  /** Until there is an event at the cursor, the run has ended, or the time is over. */
+  def await(cursor: Long, millis: Long): Unit
+  def resultChunks: Seq[Array[Byte]]
+  def status(complete: Boolean): DynamicMessage
+}
+
+final class Run(val key: RunKey, name: String, worldSize: Int, override val planDigest: Seq[Byte], maxEventBytes: Long, store: Option[RunStore])
+    extends AnyRun with Logging {
   private val group = s"sparkgap-run-${key.user}-${key.id}"
   private val submittedAt = now()
   private var startedAt = 0L
@@ -111,13 +172,17 @@ final class Run(val key: RunKey, name: String, worldSize: Int, val planDigest: S
   private val failures = mutable.ArrayBuffer.empty[DynamicMessage]
   private var meeting: Option[Array[Byte]] = None
   private var result: Seq[Array[Byte]] = Nil
+  private var notice = ""
+  private val RecordMillis = 5000L
+  private var journal: Option[Journal] = None // from `execute` on, so that a run that another submit has overtaken has none
 
   // ---- From the ranks, through the plugin's RPC thread ----
 
   def append(from: Int, event: Array[Byte]): Unit = synchronized {
     if (from == attempt) {
-      if (state == RunState.Starting) state = RunState.Running
+      if (state == RunState.Starting) { state = RunState.Running; journal.foreach(_.change()) }
       events.add(event)
+      journal.foreach(_.event(event))
       eventBytes += event.length
       while (eventBytes > maxEventBytes) {
         eventBytes -= events.poll().length
@@ -140,10 +205,17 @@ final class Run(val key: RunKey, name: String, worldSize: Int, val planDigest: S
   // ---- The run's own thread ----
 
   def execute(sc: SparkContext, gang: Gang): Unit = {
+    // Nothing runs that a later life of the server would not know of, as long as the filesystem works.
+    val writing = synchronized {
+      journal = store.map(_.writer.journal(key, planDigest, () => status(complete = false), why => synchronized { notice = why }))
+      journal
+    }
+    writing.foreach(_.awaitRecorded(RecordMillis))
     val proceed = synchronized {
       context = Some(sc)
       startedAt = now()
       if (cancelReason.isEmpty) state = RunState.Starting
+      journal.foreach(_.change())
       cancelReason.isEmpty
     }
     try {
@@ -172,15 +244,24 @@ final class Run(val key: RunKey, name: String, worldSize: Int, val planDigest: S
     reason = why
     result = chunks
     endedAt = now()
+    journal.foreach(_.end(chunks))
     logInfo(s"run ${key.id} of ${key.user} ended: $last $why")
     notifyAll()
   }
 
   // ---- For clients ----
 
-  def ended: Boolean = synchronized(RunState.Final(state))
+  override def ended: Boolean = synchronized(RunState.Final(state))
 
-  def cancel(why: String): Unit = {
+  /** Has ended, and its journal is written as far as it can be. */
+  def settled: Boolean = synchronized(RunState.Final(state) && journal.forall(_.settled))
+
+  def awaitEnd(millis: Long): Unit = synchronized {
+    val deadline = System.nanoTime() + millis * 1000000L
+    while (!RunState.Final(state) && System.nanoTime() < deadline) wait(math.max(1L, (deadline - System.nanoTime()) / 1000000L))
+  }
+
+  override def cancel(why: String): Unit = {
     val job = synchronized {
       if (!RunState.Final(state) && cancelReason.isEmpty) cancelReason = Some(why)
       if (RunState.Final(state)) None else context
@@ -188,26 +269,23 @@ final class Run(val key: RunKey, name: String, worldSize: Int, val planDigest: S
     job.foreach(_.cancelJobGroupAndFutureJobs(group, why))
   }
 
-  def page(from: Long, maxBytes: Long): Page = synchronized {
+  override def page(from: Long, maxBytes: Long): Page = synchronized {
     val first = math.max(from, firstKept)
-    var left = maxBytes
-    val taken = events.iterator.asScala.drop((first - firstKept).toInt).takeWhile { event => val fits = left > 0; left -= event.length; fits }.toSeq
-    Page(first, taken, first - from)
+    Page(first, Page.upTo(maxBytes, events.iterator.asScala.drop((first - firstKept).toInt)), first - from)
   }
 
-  /** Until there is an event at the cursor, the run has ended, or the time is over. */
-  def await(cursor: Long, millis: Long): Unit = synchronized {
+  override def await(cursor: Long, millis: Long): Unit = synchronized {
     if (next <= cursor && !RunState.Final(state)) wait(millis)
   }
 
   def keptBytes: Long = synchronized(eventBytes + result.map(_.length.toLong).sum)
 
-  def resultChunks: Seq[Array[Byte]] = synchronized(result)
+  override def resultChunks: Seq[Array[Byte]] = synchronized(result)
 
-  def status(complete: Boolean): DynamicMessage = synchronized {
+  override def status(complete: Boolean): DynamicMessage = synchronized {
     Schema.build("RunStatus")("run_id" -> key.id, "name" -> name, "state" -> state, "num_processes" -> worldSize,
       "attempt" -> attempt, "submitted_at" -> submittedAt, "started_at" -> startedAt, "ended_at" -> endedAt, "reason" -> reason, "failures" -> causes,
-      "next_sequence" -> next, "result_bytes" -> result.map(_.length.toLong).sum, "complete" -> complete)
+      "next_sequence" -> next, "result_bytes" -> result.map(_.length.toLong).sum, "complete" -> complete, "notice" -> notice)
   }
 
   private def next: Long = firstKept + events.size

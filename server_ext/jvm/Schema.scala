@@ -66,6 +66,8 @@ object Schema {
     def double(name: String): Double = value(name).asInstanceOf[Double]
     def longs(name: String): Seq[Long] = value(name).asInstanceOf[java.util.List[Long]].asScala.toSeq
     def strings(name: String): Seq[String] = value(name).asInstanceOf[java.util.List[String]].asScala.toSeq
+    def count(name: String): Int = message.getRepeatedFieldCount(message.getDescriptorForType.findFieldByName(name))
+    def byteArrays(name: String): Seq[Array[Byte]] = value(name).asInstanceOf[java.util.List[ByteString]].asScala.map(_.toByteArray).toSeq
     def has(name: String): Boolean = message.hasField(message.getDescriptorForType.findFieldByName(name))
     def copy(fields: (String, Any)*): DynamicMessage = change(message.toBuilder, fields)
     def without(name: String): DynamicMessage = message.toBuilder.clearField(message.getDescriptorForType.findFieldByName(name)).build()

@@ -36,6 +36,15 @@ final class Settings(conf: SparkConf) {
   def keptRuns: Int = conf.getInt("spark.sparkgap.runs.kept", 100)
   def keptBytes: Long = conf.getSizeAsBytes("spark.sparkgap.runs.keptBytes", "512m")
 
+  /** Where runs are kept beyond the life of the server, on any filesystem that Hadoop knows; in memory only if unset. */
+  def runsDirectory: Option[String] = conf.getOption("spark.sparkgap.runs.dir").filter(_.nonEmpty)
+
+  /** Ended runs are forgotten after this time, in memory and in the directory. */
+  def maxRunAgeMillis: Long = conf.getTimeAsMs("spark.sparkgap.runs.maxAge", "30d")
+
+  /** Ended runs are removed from the directory, the oldest first, beyond this many bytes together. */
+  def maxStoredBytes: Long = conf.getSizeAsBytes("spark.sparkgap.runs.maxBytes", "10g")
+
   /** A batch with its predictions in shared memory may have this many bytes; a task has two. A mapping of the JVM ends at 2 GiB. */
   def maxBatchBytes: Long = math.min(conf.getSizeAsBytes("spark.sparkgap.batch.maxBytes", "2g"), Int.MaxValue)
 

@@ -90,6 +90,10 @@ def status() -> run_pb2.RunStatus:
     )  # fmt: skip
 
 
+def lost_status() -> run_pb2.RunStatus:
+    return run_pb2.RunStatus(run_id="run-2", name="main_fn", state=run_pb2.LOST, num_processes=1, notice="no space left on device")
+
+
 def event(**kind: Message) -> run_pb2.RunEvent:
     return run_pb2.RunEvent(attempt=1, rank=1, time=1_700_000_000_123_456, **kind)
 
@@ -106,6 +110,7 @@ MESSAGES: dict[str, Message] = {
     "command_cancel": command(cancel=plan_pb2.CancelRun(run_id="run-1", reason="interrupted at the client (Ctrl-C)")),
     "command_register": command(register=plan_pb2.RegisterFunction(name="classify", plan=predict_plan())),
     "query_run": query(run=plan_pb2.RunQuery(run_id="run-1")),
+    "query_list": query(list=plan_pb2.ListRunsQuery()),
     "query_payload": query(payload=plan_pb2.PayloadQuery(digest="0f" * 32, bytes=5 * 2**30, name="make_digits")),
     "query_hello": query(hello=plan_pb2.HelloQuery()),
     "predict_plan": predict_plan(),
@@ -120,12 +125,17 @@ MESSAGES: dict[str, Message] = {
         refusal=run_pb2.Refusal(reason=run_pb2.Refusal.RESOURCES, message="3 slots are needed, 2 are there")
     ),
     "reply_status": run_pb2.Reply(status=status()),
+    "reply_list": run_pb2.Reply(list=run_pb2.RunList(runs=[lost_status(), status()])),
     "reply_events": run_pb2.Reply(
         events=run_pb2.RunEvents(first_sequence=12, events=[event(log=log_lines()), event(failure=failure())], dropped=2)
     ),
     "reply_result": run_pb2.Reply(result=run_pb2.ResultChunk(data=bytes(range(256)))),
     "reply_payload": run_pb2.Reply(payload=run_pb2.PayloadAnswer(way=run_pb2.PayloadAnswer.UPLOAD)),
     "reply_hello": run_pb2.Reply(hello=run_pb2.Hello(protocol=1, spark="4.2.1")),
+    "run_segment": run_pb2.RunSegment(
+        user="é/..", plan_digest=bytes(range(32)), server="1700000000000-0f0f0f0f", written_at=1_700_000_000_123_456, status=status(),
+        first_sequence=2**40, events=[event(log=log_lines()).SerializeToString(deterministic=True), b""], result=[b"\x00" * 3, b""], last=True,
+    ),
     "event_started": event(started=run_pb2.RankStarted(host="node-7", pid=4711)),
     "event_log": event(log=log_lines()),
     "event_metrics": event(metrics=run_pb2.Metrics(step=10, total=100, values={"loss": 0.25, "accuracy": 1.0, "nan": 0.0})),

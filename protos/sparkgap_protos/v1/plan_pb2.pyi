@@ -61,18 +61,20 @@ class RegisterFunction(_message.Message):
     def __init__(self, name: _Optional[str] = ..., plan: _Optional[_Union[PredictPlan, _Mapping]] = ...) -> None: ...
 
 class Query(_message.Message):
-    __slots__ = ("protocol", "client", "run", "hello", "payload")
+    __slots__ = ("protocol", "client", "run", "hello", "list", "payload")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
+    LIST_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     client: str
     run: RunQuery
     hello: HelloQuery
+    list: ListRunsQuery
     payload: PayloadQuery
-    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[str] = ..., run: _Optional[_Union[RunQuery, _Mapping]] = ..., hello: _Optional[_Union[HelloQuery, _Mapping]] = ..., payload: _Optional[_Union[PayloadQuery, _Mapping]] = ...) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[str] = ..., run: _Optional[_Union[RunQuery, _Mapping]] = ..., hello: _Optional[_Union[HelloQuery, _Mapping]] = ..., list: _Optional[_Union[ListRunsQuery, _Mapping]] = ..., payload: _Optional[_Union[PayloadQuery, _Mapping]] = ...) -> None: ...
 
 class HelloQuery(_message.Message):
     __slots__ = ()
@@ -83,6 +85,10 @@ class RunQuery(_message.Message):
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     def __init__(self, run_id: _Optional[str] = ...) -> None: ...
+
+class ListRunsQuery(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class PayloadQuery(_message.Message):
     __slots__ = ("digest", "bytes", "name")

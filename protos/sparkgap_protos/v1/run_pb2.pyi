@@ -17,6 +17,7 @@ class RunState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SUCCEEDED: _ClassVar[RunState]
     FAILED: _ClassVar[RunState]
     CANCELLED: _ClassVar[RunState]
+    LOST: _ClassVar[RunState]
 RUN_STATE_UNSPECIFIED: RunState
 QUEUED: RunState
 STARTING: RunState
@@ -24,22 +25,25 @@ RUNNING: RunState
 SUCCEEDED: RunState
 FAILED: RunState
 CANCELLED: RunState
+LOST: RunState
 
 class Reply(_message.Message):
-    __slots__ = ("refusal", "status", "events", "result", "hello", "payload")
+    __slots__ = ("refusal", "status", "events", "result", "hello", "list", "payload")
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
+    LIST_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     refusal: Refusal
     status: RunStatus
     events: RunEvents
     result: ResultChunk
     hello: Hello
+    list: RunList
     payload: PayloadAnswer
-    def __init__(self, refusal: _Optional[_Union[Refusal, _Mapping]] = ..., status: _Optional[_Union[RunStatus, _Mapping]] = ..., events: _Optional[_Union[RunEvents, _Mapping]] = ..., result: _Optional[_Union[ResultChunk, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., payload: _Optional[_Union[PayloadAnswer, _Mapping]] = ...) -> None: ...
+    def __init__(self, refusal: _Optional[_Union[Refusal, _Mapping]] = ..., status: _Optional[_Union[RunStatus, _Mapping]] = ..., events: _Optional[_Union[RunEvents, _Mapping]] = ..., result: _Optional[_Union[ResultChunk, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., list: _Optional[_Union[RunList, _Mapping]] = ..., payload: _Optional[_Union[PayloadAnswer, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol", "spark")
@@ -86,7 +90,7 @@ class Refusal(_message.Message):
     def __init__(self, reason: _Optional[_Union[Refusal.Reason, str]] = ..., message: _Optional[str] = ...) -> None: ...
 
 class RunStatus(_message.Message):
-    __slots__ = ("run_id", "name", "state", "num_processes", "attempt", "submitted_at", "started_at", "ended_at", "reason", "failures", "next_sequence", "result_bytes", "complete")
+    __slots__ = ("run_id", "name", "state", "num_processes", "attempt", "submitted_at", "started_at", "ended_at", "reason", "failures", "next_sequence", "result_bytes", "complete", "notice")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +104,7 @@ class RunStatus(_message.Message):
     NEXT_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     RESULT_BYTES_FIELD_NUMBER: _ClassVar[int]
     COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    NOTICE_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     name: str
     state: RunState
@@ -113,7 +118,14 @@ class RunStatus(_message.Message):
     next_sequence: int
     result_bytes: int
     complete: bool
-    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[_Union[RunState, str]] = ..., num_processes: _Optional[int] = ..., attempt: _Optional[int] = ..., submitted_at: _Optional[int] = ..., started_at: _Optional[int] = ..., ended_at: _Optional[int] = ..., reason: _Optional[str] = ..., failures: _Optional[_Iterable[_Union[RankFailure, _Mapping]]] = ..., next_sequence: _Optional[int] = ..., result_bytes: _Optional[int] = ..., complete: bool = ...) -> None: ...
+    notice: str
+    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[_Union[RunState, str]] = ..., num_processes: _Optional[int] = ..., attempt: _Optional[int] = ..., submitted_at: _Optional[int] = ..., started_at: _Optional[int] = ..., ended_at: _Optional[int] = ..., reason: _Optional[str] = ..., failures: _Optional[_Iterable[_Union[RankFailure, _Mapping]]] = ..., next_sequence: _Optional[int] = ..., result_bytes: _Optional[int] = ..., complete: bool = ..., notice: _Optional[str] = ...) -> None: ...
+
+class RunList(_message.Message):
+    __slots__ = ("runs",)
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    runs: _containers.RepeatedCompositeFieldContainer[RunStatus]
+    def __init__(self, runs: _Optional[_Iterable[_Union[RunStatus, _Mapping]]] = ...) -> None: ...
 
 class RunEvents(_message.Message):
     __slots__ = ("first_sequence", "events", "dropped")
@@ -219,3 +231,25 @@ class ResultChunk(_message.Message):
     DATA_FIELD_NUMBER: _ClassVar[int]
     data: bytes
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
+class RunSegment(_message.Message):
+    __slots__ = ("user", "plan_digest", "server", "written_at", "status", "first_sequence", "events", "result", "last")
+    USER_FIELD_NUMBER: _ClassVar[int]
+    PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SERVER_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_AT_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    user: str
+    plan_digest: bytes
+    server: str
+    written_at: int
+    status: RunStatus
+    first_sequence: int
+    events: _containers.RepeatedScalarFieldContainer[bytes]
+    result: _containers.RepeatedScalarFieldContainer[bytes]
+    last: bool
+    def __init__(self, user: _Optional[str] = ..., plan_digest: _Optional[bytes] = ..., server: _Optional[str] = ..., written_at: _Optional[int] = ..., status: _Optional[_Union[RunStatus, _Mapping]] = ..., first_sequence: _Optional[int] = ..., events: _Optional[_Iterable[bytes]] = ..., result: _Optional[_Iterable[bytes]] = ..., last: bool = ...) -> None: ...

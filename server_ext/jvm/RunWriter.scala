@@ -1,0 +1,214 @@
+// Writes what runs do into the store, on one thread: Run hands everything to its Journal, which only remembers it, so that neither a rank nor the
+// plugin's RPC thread ever waits for a filesystem.
+package org.apache.spark.sql.connect.sparkgap
+
+import java.util
+
+import scala.collection.mutable
+import scala.jdk.CollectionConverters._
+import scala.util.control.NonFatal
+
+import org.apache.hadoop.fs.{FileAlreadyExistsException, Path}
+import org.sparkproject.connect.protobuf.DynamicMessage
+
+import org.apache.spark.internal.Logging
+
+final class RunWriter(store: RunStore, settings: Settings) extends Logging {
+  private val PauseMillis = 1000L
+  private val BeatMillis = 10000L
+  private val StopMillis = 5000L
+
+  private val lock = new Object
+  private val waiting = mutable.LinkedHashSet.empty[Journal]
+  private val open = mutable.LinkedHashSet.empty[Journal]
+  private var urgent = false
+  private var closing = false
+  private var lastBeat = 0L
+  private val thread = new Thread(null, () => work(), "sparkgap-run-writer", 0, false)
+
+  def start(): Unit = { thread.setDaemon(true); thread.start() }
+
+  def stop(): Unit = {
+    lock.synchronized { closing = true; lock.notifyAll() }
+    thread.join(StopMillis)
+    if (thread.isAlive) logWarning(s"spark.sparkgap.runs.dir took more than ${StopMillis / 1000} s for what the last runs left to write")
+  }
+
+  /** A journal of a new run. `status` tells how the run is now, `trouble` is told once, when the filesystem fails. */
+  def journal(key: RunKey, planDigest: Seq[Byte], status: () => DynamicMessage, trouble: String => Unit): Journal = {
+    val one = new Journal(store, this, key, planDigest, settings.maxEventBytes, status, trouble)
+    lock.synchronized(open += one)
+    wake(one, now = true)
+    one
+  }
+
+  /** The folders that are still written to. */
+  def busy: Set[Path] = lock.synchronized(open.iterator.map(each => store.plain(each.folder)).toSet)
+
+  def wake(journal: Journal, now: Boolean): Unit = lock.synchronized {
+    waiting += journal
+    urgent ||= now
+    if (now || waiting.size == 1) lock.notifyAll()
+  }
+
+  private def work(): Unit = {
+    var stopping = false
+    while (!stopping) {
+      val journals = lock.synchronized {
+        if (waiting.isEmpty && !closing) lock.wait(BeatMillis)
+        if (!urgent && !closing) lock.wait(PauseMillis) // gathers what comes meanwhile into one segment
+        urgent = false
+        stopping = closing
+        val taken = waiting.toSeq
+        waiting.clear()
+        taken
+      }
+      // A run waits for its first segment before it starts.
+      journals.sortBy(!_.fresh).foreach { each =>
+        each.flush()
+        if (each.settled) lock.synchronized { open -= each; waiting -= each; store.sweepSoon() }
+        else if (each.unwritten) lock.synchronized(waiting += each)
+      }
+      if (lock.synchronized(open.nonEmpty) && System.currentTimeMillis() - lastBeat >= BeatMillis) {
+        lastBeat = System.currentTimeMillis()
+        try store.beat() catch { case NonFatal(failure) => logWarning("spark.sparkgap.runs.dir cannot be told that the server is alive", failure) }
+      }
+    }
+  }
+}
+
+/** What a run has done and the store does not have yet. */
+final class Journal(store: RunStore, writer: RunWriter, key: RunKey, planDigest: Seq[Byte], maxEventBytes: Long, status: () => DynamicMessage,
+    trouble: String => Unit) extends Logging {
+  private val SegmentBytes = 4L << 20
+  private val UrgentBytes = 1L << 20
+  private val MaxTries = 60 // a second apart, once the run has ended
+
+  lazy val folder: Path = store.folder(key)
+  private val events = new util.ArrayDeque[Array[Byte]]()
+  private var eventBytes = 0L
+  private var nextSequence = 0L // of the first of `events`
+  private val chunks = new util.ArrayDeque[Array[Byte]]()
+  private var changed = true
+  private var over = false
+  private var done = false
+  private var recorded = false
+
+  // Of the writer's thread.
+  private var number = 0
+  private var failures = 0
+  private var told = false
+  private val onlyEvents = mutable.Queue.empty[(Int, Long)]
+  private var keptEventBytes = 0L
+
+  // ---- For the run; all return at once ----
+
+  def event(event: Array[Byte]): Unit = synchronized {
+    if (!done) {
+      events.add(event)
+      eventBytes += event.length
+      while (eventBytes > maxEventBytes) dropOne() // the filesystem fails or is too slow
+      if (events.size == 1) writer.wake(this, now = false)
+      if (eventBytes >= UrgentBytes && eventBytes - event.length < UrgentBytes) writer.wake(this, now = true)
+    }
+  }
+
+  def change(): Unit = synchronized { changed = true; writer.wake(this, now = false) }
+
+  def end(result: Seq[Array[Byte]]): Unit = synchronized {
+    chunks.addAll(result.asJava)
+    over = true
+    changed = true
+    writer.wake(this, now = true)
+  }
+
+  /** Until the store knows of the run, or can't be told so soon. */
+  def awaitRecorded(millis: Long): Unit = synchronized {
+    val deadline = System.nanoTime() + millis * 1000000L
+    while (!recorded && System.nanoTime() < deadline) wait(math.max(1L, (deadline - System.nanoTime()) / 1000000L))
+    if (!recorded) recorded = true
+  }
+
+  /** Nothing more will be written. */
+  def settled: Boolean = synchronized(done)
+  def unwritten: Boolean = synchronized(!done && (changed || !events.isEmpty))
+  def fresh: Boolean = number == 0
+
+  // ---- The writer's thread ----
+
+  def flush(): Unit = {
+    var more = true
+    while (more) take() match {
+      case Some(part) => more = write(part)
+      case None => more = false
+    }
+  }
+
+  private final case class Part(first: Long, events: Seq[Array[Byte]], result: Seq[Array[Byte]], last: Boolean)
+
+  private def take(): Option[Part] = synchronized {
+    if (done || !changed && events.isEmpty) None
+    else {
+      changed = false
+      val lines = Page.upTo(SegmentBytes, events.iterator.asScala)
+      val value = if (lines.size == events.size) Page.upTo(SegmentBytes, chunks.iterator.asScala) else Nil
+      Some(Part(nextSequence, lines, value, over && lines.size == events.size && value.size == chunks.size))
+    }
+  }
+
+  private def write(part: Part): Boolean = try {
+    if (failures > 0 || number == 0) store.prepare(folder)
+    number += 1
+    store.write(folder, number - 1, Schema.build("RunSegment")("user" -> key.user, "plan_digest" -> planDigest.toArray, "server" -> store.server,
+      "written_at" -> System.currentTimeMillis() * 1000L, "status" -> status(), "first_sequence" -> part.first, "events" -> part.events,
+      "result" -> part.result, "last" -> part.last))
+    failures = 0
+    written(part)
+    forgetOldEvents(part)
+    true
+  } catch { case failure @ (NonFatal(_) | _: LinkageError) =>
+    failures += 1
+    tell(failure)
+    val hopeless = failure.isInstanceOf[FileAlreadyExistsException] && number == 1
+    synchronized {
+      changed = true
+      recorded = true
+      if (hopeless || over && failures >= MaxTries) done = true
+      notifyAll()
+    }
+    false
+  }
+
+  private def written(part: Part): Unit = synchronized {
+    while (nextSequence < part.first + part.events.size) dropOne()
+    part.result.foreach(_ => chunks.poll())
+    changed ||= over && !part.last
+    done = part.last
+    recorded = true
+    notifyAll()
+  }
+
+  private def dropOne(): Unit = {
+    eventBytes -= events.poll().length
+    nextSequence += 1
+  }
+
+  /** The directory keeps as much of a run's events as the memory does. */
+  private def forgetOldEvents(part: Part): Unit = {
+    val bytes = part.events.map(_.length.toLong).sum
+    keptEventBytes += bytes
+    if (number > 1 && part.result.isEmpty && !part.last) onlyEvents.enqueue((number - 1, bytes))
+    while (onlyEvents.nonEmpty && keptEventBytes - onlyEvents.head._2 >= maxEventBytes) {
+      val (oldest, its) = onlyEvents.dequeue()
+      keptEventBytes -= its
+      store.remove(folder, oldest)
+    }
+  }
+
+  private def tell(failure: Throwable): Unit = if (!told) {
+    told = true
+    val text = s"spark.sparkgap.runs.dir cannot be written, so that the run may not outlive the server: $failure"
+    logWarning(s"run ${key.id} of ${key.user}: $text", failure)
+    trouble(text)
+  }
+}
