@@ -6,17 +6,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sparkgap_protos import codec
 from sparkgap_protos.v1 import plan_pb2 as pb
 from sparkgap_protos.v1 import run_pb2
 
-from sparkgap import channel
+from sparkgap import channel, metrics
 from sparkgap.errors import PlanError, ProtocolError, RunCancelledError, TrainingError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
     from pyspark.sql.connect.session import SparkSession
 
 _FINAL = (run_pb2.SUCCEEDED, run_pb2.FAILED, run_pb2.CANCELLED)
@@ -119,21 +121,51 @@ class Run:
                     yield LogLine(event.rank, event.attempt, when, _STREAMS.get(event.log.stream, "stdout"), text)
 
     def metrics(self) -> pd.DataFrame:
-        """What `sparkgap.training.report` has been given, one row a report: rank, step, total, time (UTC) and a column a metric."""
-        import pandas as pd
+        """What `sparkgap.training.report` has been given up to now, one row a report, while the run goes on and afterwards.
 
-        rows = [
-            {
-                "rank": event.rank,
-                "step": event.metrics.step,
-                "total": event.metrics.total or None,
-                "time": datetime.fromtimestamp(event.time / 1e6, timezone.utc),
-                **event.metrics.values,
-            }
-            for event in self._events(no_wait=True)
-            if event.HasField("metrics")
-        ]
-        return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["rank", "step", "total", "time"])
+        Costs the transfer of the run's events.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns rank, attempt (int64, both from 0), step (int64), total (Int64, missing where unknown), time (UTC), and a float64 column a metric,
+            NaN where a report had none of it. ``.attrs["dropped"]`` counts the reports that came faster than a rank sends them.
+        """
+        return metrics.table(self._events(no_wait=True))
+
+    def plot(self) -> Figure:
+        """Draw the metrics reported up to now over their steps, one panel a metric and one line a rank.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            Not known to pyplot; notebooks show it, and ``savefig`` writes it.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            matplotlib is not installed (extra ``plot``).
+        """
+        from sparkgap import plotting
+
+        return plotting.draw(self.metrics(), f"{self.name}, {run_pb2.RunState.Name(self._last.state).lower()}")
+
+    def export_tensorboard(self, folder: str | Path) -> list[Path]:
+        """Write the metrics reported up to now as TensorBoard event files, for ``tensorboard --logdir FOLDER``; needs no further package.
+
+        Exporting the same run again replaces its files.
+
+        Parameters
+        ----------
+        folder
+            Made if it is missing; gets a folder ``rank-N`` for each rank that reported.
+
+        Returns
+        -------
+        list of Path
+            The files, by rank; empty where nothing has been reported.
+        """
+        return metrics.export(self._events(no_wait=True), Path(folder))
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for the run's end, `timeout` seconds at most; returns whether it has ended."""

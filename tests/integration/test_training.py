@@ -514,7 +514,7 @@ def test_reports_become_rows_of_metrics(cpu):
     run = cpu(2).submit(main)
     run.result(timeout=30)
     metrics = run.metrics()
-    assert sorted(metrics.columns) == ["loss", "rank", "rank_squared", "step", "time", "total"]
+    assert list(metrics.columns) == ["rank", "attempt", "step", "total", "time", "loss", "rank_squared"]
     for rank in (0, 1):
         mine = metrics[metrics["rank"] == rank]
         assert mine["step"].tolist() == [1, 2, 3]
