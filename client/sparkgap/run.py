@@ -13,7 +13,7 @@ from sparkgap_protos import codec
 from sparkgap_protos.v1 import plan_pb2 as pb
 from sparkgap_protos.v1 import run_pb2
 
-from sparkgap import channel, metrics
+from sparkgap import channel, metrics, view
 from sparkgap.errors import PlanError, ProtocolError, RunCancelledError, TrainingError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pyspark.sql.connect.session import SparkSession
 
 _FINAL = (run_pb2.SUCCEEDED, run_pb2.FAILED, run_pb2.CANCELLED)
+_VIEWED_EVENTS = 500
 _STREAMS = {run_pb2.LogLines.STDOUT: "stdout", run_pb2.LogLines.STDERR: "stderr"}
 
 
@@ -79,6 +80,15 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run(id={self.id!r}, name={self.name!r}, status={run_pb2.RunState.Name(self._last.state)})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: state, ranks and last lines as they are now, or as they were when the server could last be asked."""
+        try:
+            status = self._refresh()
+            events = list(self._events(no_wait=True, start=max(0, status.next_sequence - _VIEWED_EVENTS)))
+        except Exception:
+            events = []  # a notebook would show the traceback of its own display code
+        return view.page(self._last, events)
 
     @property
     def id(self) -> str:
@@ -221,8 +231,8 @@ class Run:
             self._last = channel.ask(self._session, run=pb.RunQuery(run_id=self.id)).status
         return self._last
 
-    def _events(self, *, no_wait: bool) -> Iterator[run_pb2.RunEvent]:
-        for reply in self._pages(no_wait=no_wait):
+    def _events(self, *, no_wait: bool, start: int = 0) -> Iterator[run_pb2.RunEvent]:
+        for reply in self._pages(no_wait=no_wait, start=start):
             if reply.HasField("events"):
                 yield from reply.events.events
 
@@ -239,8 +249,8 @@ class Run:
                 chunks.append(reply.result.data)
         self._value = b"".join(chunks)
 
-    def _pages(self, *, no_wait: bool = False, with_result: bool = False) -> Iterator[run_pb2.Reply]:
-        cursor = 0
+    def _pages(self, *, no_wait: bool = False, with_result: bool = False, start: int = 0) -> Iterator[run_pb2.Reply]:
+        cursor = start
         complete = False
         while not complete:
             follow = pb.FollowRun(run_id=self.id, from_sequence=cursor, no_wait=no_wait, with_result=with_result)
