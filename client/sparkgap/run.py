@@ -6,20 +6,23 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sparkgap_protos import codec
 from sparkgap_protos.v1 import plan_pb2 as pb
 from sparkgap_protos.v1 import run_pb2
 
-from sparkgap import channel
+from sparkgap import channel, metrics, view
 from sparkgap.errors import PlanError, ProtocolError, RunCancelledError, RunLostError, TrainingError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
     from pyspark.sql.connect.session import SparkSession
 
 _FINAL = (run_pb2.SUCCEEDED, run_pb2.FAILED, run_pb2.CANCELLED, run_pb2.LOST)
+_VIEWED_EVENTS = 500
 _STREAMS = {run_pb2.LogLines.STDOUT: "stdout", run_pb2.LogLines.STDERR: "stderr"}
 
 
@@ -78,6 +81,15 @@ class Run:
     def __repr__(self) -> str:
         return f"Run(id={self.id!r}, name={self.name!r}, status={run_pb2.RunState.Name(self._last.state)})"
 
+    def _repr_html_(self) -> str:
+        """For notebooks: state, ranks and last lines as they are now, or as they were when the server could last be asked."""
+        try:
+            status = self._refresh()
+            events = list(self._events(no_wait=True, start=max(0, status.next_sequence - _VIEWED_EVENTS)))
+        except Exception:
+            events = []  # a notebook would show the traceback of its own display code
+        return view.page(self._last, events)
+
     @property
     def id(self) -> str:
         """The id that the client chose."""
@@ -124,21 +136,51 @@ class Run:
                     yield LogLine(event.rank, event.attempt, when, _STREAMS.get(event.log.stream, "stdout"), text)
 
     def metrics(self) -> pd.DataFrame:
-        """What `sparkgap.training.report` has been given, one row a report: rank, step, total, time (UTC) and a column a metric."""
-        import pandas as pd
+        """What `sparkgap.training.report` has been given up to now, one row a report, while the run goes on and afterwards.
 
-        rows = [
-            {
-                "rank": event.rank,
-                "step": event.metrics.step,
-                "total": event.metrics.total or None,
-                "time": datetime.fromtimestamp(event.time / 1e6, timezone.utc),
-                **event.metrics.values,
-            }
-            for event in self._events(no_wait=True)
-            if event.HasField("metrics")
-        ]
-        return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["rank", "step", "total", "time"])
+        Costs the transfer of the run's events.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns rank, attempt (int64, both from 0), step (int64), total (Int64, missing where unknown), time (UTC), and a float64 column a metric,
+            NaN where a report had none of it. ``.attrs["dropped"]`` counts the reports that came faster than a rank sends them.
+        """
+        return metrics.table(self._events(no_wait=True))
+
+    def plot(self) -> Figure:
+        """Draw the metrics reported up to now over their steps, one panel a metric and one line a rank.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            Not known to pyplot; notebooks show it, and ``savefig`` writes it.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            matplotlib is not installed (extra ``plot``).
+        """
+        from sparkgap import plotting
+
+        return plotting.draw(self.metrics(), f"{self.name}, {run_pb2.RunState.Name(self._last.state).lower()}")
+
+    def export_tensorboard(self, folder: str | Path) -> list[Path]:
+        """Write the metrics reported up to now as TensorBoard event files, for ``tensorboard --logdir FOLDER``; needs no further package.
+
+        Exporting the same run again replaces its files.
+
+        Parameters
+        ----------
+        folder
+            Made if it is missing; gets a folder ``rank-N`` for each rank that reported.
+
+        Returns
+        -------
+        list of Path
+            The files, by rank; empty where nothing has been reported.
+        """
+        return metrics.export(self._events(no_wait=True), Path(folder))
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for the run's end, `timeout` seconds at most; returns whether it has ended."""
@@ -196,8 +238,8 @@ class Run:
             self._last = channel.ask(self._session, run=pb.RunQuery(run_id=self.id)).status
         return self._last
 
-    def _events(self, *, no_wait: bool) -> Iterator[run_pb2.RunEvent]:
-        for reply in self._pages(no_wait=no_wait):
+    def _events(self, *, no_wait: bool, start: int = 0) -> Iterator[run_pb2.RunEvent]:
+        for reply in self._pages(no_wait=no_wait, start=start):
             if reply.HasField("events"):
                 yield from reply.events.events
 
@@ -214,8 +256,8 @@ class Run:
                 chunks.append(reply.result.data)
         self._value = b"".join(chunks)
 
-    def _pages(self, *, no_wait: bool = False, with_result: bool = False) -> Iterator[run_pb2.Reply]:
-        cursor = 0
+    def _pages(self, *, no_wait: bool = False, with_result: bool = False, start: int = 0) -> Iterator[run_pb2.Reply]:
+        cursor = start
         complete = False
         while not complete:
             follow = pb.FollowRun(run_id=self.id, from_sequence=cursor, no_wait=no_wait, with_result=with_result)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+#: The columns of `Run.metrics` that every report has; no metric may have such a name.
+COLUMNS = ("rank", "attempt", "step", "total", "time")
+
 
 @dataclass(frozen=True)
 class Report:

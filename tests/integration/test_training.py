@@ -514,7 +514,7 @@ def test_reports_become_rows_of_metrics(cpu):
     run = cpu(2).submit(main)
     run.result(timeout=30)
     metrics = run.metrics()
-    assert sorted(metrics.columns) == ["loss", "rank", "rank_squared", "step", "time", "total"]
+    assert list(metrics.columns) == ["rank", "attempt", "step", "total", "time", "loss", "rank_squared"]
     for rank in (0, 1):
         mine = metrics[metrics["rank"] == rank]
         assert mine["step"].tolist() == [1, 2, 3]
@@ -530,9 +530,12 @@ def test_metrics_of_a_run_without_reports_are_empty(cpu):
     assert run.metrics().empty
 
 
-def test_reports_are_shown_while_run_waits(cpu, capsys):
+def test_reports_are_shown_in_a_terminal_while_run_waits(cpu, capsys, monkeypatch):
     cpu(1).run(lambda: training.report(5, 5, loss=0.25))
-    assert "[sparkgap] step 5/5 (100%), loss 0.25" in capsys.readouterr().err
+    assert capsys.readouterr().err == ""  # no terminal
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    cpu(1).run(lambda: training.report(5, 5, loss=0.25))
+    assert "5/5 [00:00<?, ?step/s, loss=0.25]" in capsys.readouterr().err
 
 
 def test_a_report_outside_a_run_does_nothing():

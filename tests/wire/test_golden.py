@@ -139,6 +139,7 @@ MESSAGES: dict[str, Message] = {
     "event_started": event(started=run_pb2.RankStarted(host="node-7", pid=4711)),
     "event_log": event(log=log_lines()),
     "event_metrics": event(metrics=run_pb2.Metrics(step=10, total=100, values={"loss": 0.25, "accuracy": 1.0, "nan": 0.0})),
+    "event_metrics_thinned": event(metrics=run_pb2.Metrics(step=11, values={"loss": 0.5}, dropped=2**40)),
     "event_failure": event(failure=failure()),
     # node.proto: what the processes of one node say to each other
     "open_rank": node_pb2.Open(rank=node_pb2.OpenRank(run_id="run-1", rank=1)),

@@ -182,7 +182,7 @@ class LogLines(_message.Message):
     def __init__(self, stream: _Optional[_Union[LogLines.Stream, str]] = ..., lines: _Optional[_Iterable[str]] = ..., dropped: _Optional[int] = ...) -> None: ...
 
 class Metrics(_message.Message):
-    __slots__ = ("step", "total", "values")
+    __slots__ = ("step", "total", "values", "dropped")
     class ValuesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -193,10 +193,12 @@ class Metrics(_message.Message):
     STEP_FIELD_NUMBER: _ClassVar[int]
     TOTAL_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
     step: int
     total: int
     values: _containers.ScalarMap[str, float]
-    def __init__(self, step: _Optional[int] = ..., total: _Optional[int] = ..., values: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    dropped: int
+    def __init__(self, step: _Optional[int] = ..., total: _Optional[int] = ..., values: _Optional[_Mapping[str, float]] = ..., dropped: _Optional[int] = ...) -> None: ...
 
 class RankFailure(_message.Message):
     __slots__ = ("rank", "host", "pid", "time", "exception", "message", "traceback", "pickled", "exit_code", "signal", "in_collective", "last_lines")

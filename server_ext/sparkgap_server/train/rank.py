@@ -11,6 +11,7 @@ import runpy
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from sparkgap_server.train import environment
 from sparkgap_server.train.failure import Unopenable, describe
 from sparkgap_server.train.groups import keep_groups
 from sparkgap_server.train.meeting import listen
+from sparkgap_server.train.reports import Reporter
 
 _CHUNK_BYTES = 1 << 20
 
@@ -44,9 +46,12 @@ class RankTask:
 
 def run(task: RankTask, channel: socket.socket) -> int:
     """Run the rank to its end and return its exit status; every way out has been told to the keeper before."""
+    owner = os.getpid()
     try:
         status = _run(task, channel)
     except BaseException as error:
+        if os.getpid() != owner:  # a process that user code forked; its end is told to nobody, as below
+            return _print_end(error)
         status = _fail(task, channel, error)
     channel.close()
     atexit._run_exitfuncs()  # os._exit, which ends a forked child, skips them
@@ -65,10 +70,15 @@ def _run(task: RankTask, channel: socket.socket) -> int:
     if answer is None:
         return 1  # the keeper is gone
     environment.meet(pb.MeetingPoint.FromString(answer.body))
-    reporting.sink = _sink(placement, channel)
     started = run_pb2.RankStarted(host=socket.gethostname(), pid=os.getpid())
     wire.send(channel, pb.EVENT, _event(placement, started=started))
-    value = body()
+    reporting.sink = reporter = Reporter(placement, channel)
+    try:
+        value = body()
+    finally:
+        reporter.finish()
+    if started.pid != os.getpid():
+        return 0  # a process that user code forked has come back from it too; it must not write into the channel
     _deliver(value, placement, channel)
     return 0
 
@@ -123,24 +133,19 @@ def _fail(task: RankTask, channel: socket.socket, error: BaseException) -> int:
     return failure.exit_code or 1
 
 
+def _print_end(error: BaseException) -> int:
+    if not isinstance(error, SystemExit):
+        _print("".join(traceback.format_exception(error)))
+    code = error.code if isinstance(error, SystemExit) else 1
+    return code if isinstance(code, int) else int(code is not None)
+
+
 def _print(text: str) -> None:
     try:
         sys.stderr.write(text)
         sys.stderr.flush()
     except Exception:
         return  # user code has closed or replaced the stream; the failure itself goes another way
-
-
-def _sink(placement: pb.RankPlacement, channel: socket.socket) -> Callable[[reporting.Report], None]:
-    owner = os.getpid()
-
-    def report(figures: reporting.Report) -> None:
-        if os.getpid() != owner:
-            return  # a process that user code forked shares the channel and must not write into it
-        metrics = run_pb2.Metrics(step=figures.step, total=figures.total or 0, values=figures.values)
-        wire.send(channel, pb.EVENT, _event(placement, metrics=metrics))
-
-    return report
 
 
 def _event(placement: pb.RankPlacement, **kind: Any) -> run_pb2.RunEvent:
