@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def runs(spark: SparkSession | None = None) -> pd.DataFrame:
-    """All runs of this user that the server knows, the newest first; one question to the server, which reads files for runs that it has not in memory.
+    """All runs of this user that the server knows, the newest first; one question to the server, which reads files for those not in memory.
 
     Parameters
     ----------
