@@ -172,10 +172,10 @@ class PredictFunction:
 
         if not cols:
             raise PlanError(f"{self._name} was called without columns")
-        plan, large = self._plan()
+        plan, large = self.to_plan()
         return prediction_column(plan, cols, large)
 
-    def _plan(self) -> tuple[pb.PredictPlan, _Pickled | None]:
+    def to_plan(self) -> tuple[pb.PredictPlan, _Pickled | None]:
         """The plan without arguments, and the pickle of `make_predict_fn` where it is too large to stand in the plan."""
         pickled = self._pickled()
         plan = pb.PredictPlan(

@@ -49,7 +49,7 @@ def register(spark: SparkSession, name: str, udf: PredictFunction) -> PredictFun
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise PlanError(f"{name!r} is no name for a function: letters, digits and '_' are needed, no digit first")
     session = channel.connect_session(spark)
-    plan, large = udf._plan()
+    plan, large = udf.to_plan()
     if large is not None:
         channel.put_pickle(session.client, plan, large.data)
     channel.require_sendable(plan, f"the function {name}")
