@@ -94,6 +94,11 @@ def require_sendable(plan: Message, what: str) -> None:
         )
 
 
+def client_of(session: SparkSession) -> SparkConnectClient:
+    """The session's connection, for those who pass it on to other functions here."""
+    return session.client
+
+
 def put_pickle(client: SparkConnectClient, plan: pb.PredictPlan, data: bytes) -> None:
     """Upload a plan's large pickle, unless the server has it, and say so in the plan; it goes into the plan where the server takes it nowhere else.
 

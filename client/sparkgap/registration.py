@@ -51,7 +51,7 @@ def register(spark: SparkSession, name: str, udf: PredictFunction) -> PredictFun
     session = channel.connect_session(spark)
     plan, large = udf.to_plan()
     if large is not None:
-        channel.put_pickle(session.client, plan, large.data)
+        channel.put_pickle(channel.client_of(session), plan, large.data)
     channel.require_sendable(plan, f"the function {name}")
     for _ in channel.execute(session, register=pb.RegisterFunction(name=name, plan=plan)):
         pass

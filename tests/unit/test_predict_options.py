@@ -28,7 +28,6 @@ from pyspark.sql.types import (
     VarcharType,
 )
 from sparkgap import PlanError, predict_batch_udf
-from sparkgap import expression as expression_module
 from sparkgap_protos.v1 import plan_pb2 as pb
 from sparkgap_server.predict.columns import SCALARS
 from sparkgap_server.predict.task import task_of
@@ -39,12 +38,12 @@ def make_model():
 
 
 @pytest.fixture
-def plan_of(monkeypatch):
+def plan_of():
     """The plan of a prediction with the given options."""
-    monkeypatch.setattr(expression_module, "prediction_column", lambda plan, columns: plan)
 
     def plan(**options):
-        return predict_batch_udf(make_model, return_type=DoubleType(), batch_size=4, **options)("x")
+        plan, _ = predict_batch_udf(make_model, return_type=DoubleType(), batch_size=4, **options).to_plan()
+        return plan
 
     return plan
 
