@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def runs(spark: SparkSession | None = None) -> pd.DataFrame:
-    """All runs of this user that the server knows, the newest first; one question to the server, which reads files for those not in memory.
+    """All runs of this user that the server knows, the newest first.
+
+    Costs one question; the server reads files for runs that are no longer in its memory.
 
     Parameters
     ----------
@@ -45,7 +47,8 @@ def _table(found: list[run_pb2.RunStatus]) -> pd.DataFrame:
         return pd.Series(values, dtype="string")
 
     def times(values: list[int]) -> pd.Series[pd.Timestamp]:
-        return pd.Series(pd.to_datetime(pd.array([value or None for value in values], dtype="Int64"), unit="us", utc=True))
+        known = pd.array([value or None for value in values], dtype="Int64")
+        return pd.Series(pd.to_datetime(known, unit="us", utc=True)).astype("datetime64[us, UTC]")
 
     return pd.DataFrame(
         {

@@ -19,6 +19,7 @@ import org.apache.spark.scheduler.{SparkListener, SparkListenerExecutorRemoved}
 import Schema._
 
 object Runs extends Logging {
+  val Stopping = "the server is stopping"
   private val StopMillis = 5000L
   private val runs = new ConcurrentHashMap[RunKey, Run]()
   private var sc: SparkContext = _
@@ -41,7 +42,7 @@ object Runs extends Logging {
 
   def stop(): Unit = {
     val alive = runs.values.asScala.filterNot(_.ended).toSeq
-    alive.foreach(_.cancel("the server is stopping"))
+    alive.foreach(_.cancel(Stopping))
     store.foreach { kept =>
       alive.foreach(_.awaitEnd(StopMillis))
       kept.stop()
@@ -226,6 +227,7 @@ final class Run(val key: RunKey, name: String, worldSize: Int, override val plan
     } catch {
       case NonFatal(failure) => synchronized(cancelReason) match {
         case Some(why) => end(RunState.Cancelled, why, Nil)
+        case None if sc.isStopped => end(RunState.Cancelled, Runs.Stopping, Nil) // Spark ends its jobs before it tells its plugins
         case None => end(RunState.Failed, explain(failure), Nil)
       }
       case fatal: Throwable => end(RunState.Failed, fatal.toString, Nil); throw fatal

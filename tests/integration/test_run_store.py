@@ -59,7 +59,9 @@ def talk_and_stay():
 
 @contextmanager
 def session_on(server, user="ann"):
-    session = SparkSession.builder.remote(f"{server.url};user_id={user.replace('%', '%25').replace('/', '%2F')}").create()
+    session = SparkSession.builder.remote(
+        f"{server.url};user_id={user.replace('%', '%25').replace('/', '%2F')}"
+    ).create()
     try:
         yield session
     finally:
@@ -189,7 +191,9 @@ def test_a_run_whose_last_file_was_cut_off_is_lost_with_what_came_before(ann):
 def test_a_value_with_a_damaged_file_is_refused_and_the_rest_is_there(ann, restarted):
     run = attach(ann, "hole")
     assert run.status == "SUCCEEDED"
-    with pytest.raises(ResourceError, match=r"of the value of run hole, which has \d+ bytes, \d+ can be read in .*runs"):
+    with pytest.raises(
+        ResourceError, match=r"of the value of run hole, which has \d+ bytes, \d+ can be read in .*runs"
+    ):
         run.result()
 
 
@@ -201,7 +205,7 @@ def test_runs_lists_the_users_own_runs_with_the_newest_first(ann, restarted):
     assert table.state.tolist() == ["SUCCEEDED", "LOST", "SUCCEEDED", "LOST", "FAILED", "SUCCEEDED"]
     assert {name: str(kind) for name, kind in table.dtypes.items()} == {
         **dict.fromkeys(("id", "name", "state", "error", "notice"), "string"),
-        **dict.fromkeys(("submitted", "started", "ended"), "datetime64[ns, UTC]"),
+        **dict.fromkeys(("submitted", "started", "ended"), "datetime64[us, UTC]"),
         **dict.fromkeys(("world_size", "attempts"), "int64"),
     }
     row = table.iloc[0]
@@ -216,7 +220,7 @@ def test_runs_lists_the_users_own_runs_with_the_newest_first(ann, restarted):
     with session_on(restarted, "nobody") as stranger:
         table = runs(stranger)
         assert len(table) == 0
-        assert str(table.submitted.dtype) == "datetime64[ns, UTC]"
+        assert str(table.submitted.dtype) == "datetime64[us, UTC]"
         with pytest.raises(RunNotFoundError):
             attach(stranger, "done")
 
@@ -275,11 +279,12 @@ def object_store(tmp_path_factory):
 
 
 def test_a_filesystem_without_append_rename_and_overwrite_serves(object_store, tmp_path):
-    with server_at(f"objects:{tmp_path}/runs", **object_store) as server, session_on(server) as ann:
-        assert submit(ann, "done", talk_and_return, 10 << 20).result(60)
-        submit(ann, "alive", talk_and_stay)
-        within(20, lambda: holds(tmp_path / "runs", "still there"), "the line is stored")
-        assert attach(ann, "alive").notice == ""
+    with server_at(f"objects:{tmp_path}/runs", **object_store) as server:
+        with session_on(server) as ann:
+            assert submit(ann, "done", talk_and_return, 10 << 20).result(60)
+            submit(ann, "alive", talk_and_stay)
+            within(20, lambda: holds(tmp_path / "runs", "still there"), "the line is stored")
+            assert attach(ann, "alive").notice == ""
         kill(server)
     with server_at(f"objects:{tmp_path}/runs", **object_store) as server, session_on(server) as ann:
         assert runs(ann).state.tolist() == ["LOST", "SUCCEEDED"]

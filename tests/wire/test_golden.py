@@ -91,7 +91,9 @@ def status() -> run_pb2.RunStatus:
 
 
 def lost_status() -> run_pb2.RunStatus:
-    return run_pb2.RunStatus(run_id="run-2", name="main_fn", state=run_pb2.LOST, num_processes=1, notice="no space left on device")
+    return run_pb2.RunStatus(
+        run_id="run-2", name="main_fn", state=run_pb2.LOST, num_processes=1, notice="no space left on device"
+    )
 
 
 def event(**kind: Message) -> run_pb2.RunEvent:

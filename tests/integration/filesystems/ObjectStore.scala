@@ -21,9 +21,9 @@ class ObjectStore extends RawLocalFileSystem {
     val path = file.toUri.getPath
     new FSDataOutputStream(new OutputStream {
       private var closed = false
-      override def write(byte: Int): Unit = { fill(); whole.write(byte) }
-      override def write(bytes: Array[Byte], from: Int, length: Int): Unit = { fill(); whole.write(bytes, from, length) }
-      private def fill(): Unit = if (path.contains("/full/") && whole.size > 100) throw new IOException("No space left on device")
+      override def write(byte: Int): Unit = { fill(1); whole.write(byte) }
+      override def write(bytes: Array[Byte], from: Int, length: Int): Unit = { fill(length); whole.write(bytes, from, length) }
+      private def fill(more: Int): Unit = if (path.contains("/full/") && whole.size + more > 100) throw new IOException("No space left on device")
       override def close(): Unit = if (!closed) {
         closed = true
         if (path.contains("/slow/")) Thread.sleep(3000)
