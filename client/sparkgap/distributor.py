@@ -13,6 +13,7 @@ from sparkgap_protos.v1 import plan_pb2 as pb
 
 from sparkgap import channel
 from sparkgap.errors import PlanError
+from sparkgap.modules import Modules, Needs, checked, with_function, with_script
 from sparkgap.progress import Console
 from sparkgap.run import Run, submit
 
@@ -42,6 +43,11 @@ class TorchDistributor:
         For people; the name of the function or script by default.
     run_id
         1 to 128 letters, digits, '.', '_' and '-'. Submitting the same plan under the same id again gives the same run. Random by default.
+    modules
+        Modules, or their names, whose sources travel with the function or script: a package whole, others as they are, without what they import.
+        By default those of the user's own project that it needs: found from what it refers to and, without running them, from the import
+        statements in them, as far as they are files of Python source outside site-packages. They go before what the workers have
+        installed. A module that is imported by a computed name has to be given. [] sends none.
 
     Raises
     ------
@@ -58,6 +64,7 @@ class TorchDistributor:
         spark: SparkSession | None = None,
         name: str | None = None,
         run_id: str | None = None,
+        modules: Modules | None = None,
     ) -> None:
         if isinstance(num_processes, bool) or not isinstance(num_processes, int) or num_processes < 1:
             raise PlanError(f"num_processes has to be a positive integer, got {num_processes!r}")
@@ -67,6 +74,7 @@ class TorchDistributor:
         self._spark = spark
         self._name = name
         self._run_id = run_id
+        self._modules = checked(modules)
 
     def __repr__(self) -> str:
         return f"TorchDistributor(num_processes={self.num_processes}, local_mode={self.local_mode}, use_gpu={self.use_gpu})"
@@ -80,7 +88,7 @@ class TorchDistributor:
         ----------
         train_object
             A function, called as ``train_object(*args, **kwargs)`` in every rank, or the path of a script on this machine, which is sent
-            and run as ``__main__`` with `args` as its ``sys.argv[1:]``.
+            with the modules beside it that it imports and run as ``__main__`` with `args` as its ``sys.argv[1:]``.
         *args, **kwargs
             For the function; a script takes positional arguments only.
 
@@ -130,10 +138,10 @@ class TorchDistributor:
         if isinstance(train_object, (str, os.PathLike)):
             path = Path(train_object)
             plan.name = self._name or path.name
-            plan.script.CopyFrom(_script(path, args, kwargs))
+            plan.script.CopyFrom(_script(path, args, kwargs, self._modules))
         elif callable(train_object):
             plan.name = self._name or str(getattr(train_object, "__qualname__", type(train_object).__qualname__))
-            plan.function.CopyFrom(_function(train_object, plan.name, args, kwargs))
+            plan.function.CopyFrom(_function(train_object, plan.name, args, kwargs, self._modules))
         else:
             raise PlanError(
                 f"train_object has to be a function or the path of a script, got a {type(train_object).__qualname__}"
@@ -141,17 +149,26 @@ class TorchDistributor:
         return submit(session, plan)
 
 
-def _function(function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> pb.Payload:
+def _function(
+    function: Callable[..., Any],
+    name: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    chosen: tuple[str, ...] | None,
+) -> pb.Payload:
     parts: dict[str, object] = {f"the function {name}": function}
     parts |= {f"argument {index}": value for index, value in enumerate(args)}
     parts |= {f"argument {key!r}": value for key, value in kwargs.items()}
+    needs = Needs()
     try:
-        return codec.pack((function, args, kwargs), f"the function {name}", parts)
+        payload = codec.pack((function, args, kwargs), f"the function {name}", parts, needs)
     except codec.NotPicklable as error:
         raise PlanError(str(error)) from error
+    payload.modules.extend(with_function(chosen, needs, f"the function {name}"))
+    return payload
 
 
-def _script(path: Path, args: tuple[Any, ...], kwargs: dict[str, Any]) -> pb.Script:
+def _script(path: Path, args: tuple[Any, ...], kwargs: dict[str, Any], chosen: tuple[str, ...] | None) -> pb.Script:
     if kwargs:
         raise PlanError(
             f"a script takes positional arguments only, got {', '.join(sorted(kwargs))} by name: pass '--name', 'value' instead"
@@ -162,4 +179,9 @@ def _script(path: Path, args: tuple[Any, ...], kwargs: dict[str, Any]) -> pb.Scr
         raise PlanError(f"the script cannot be read on this machine: {error}") from error
     if len(source) > _MAX_SCRIPT_BYTES:
         raise PlanError(f"{path} has {len(source)} bytes, a script may have {_MAX_SCRIPT_BYTES}")
-    return pb.Script(name=path.name, source=source, arguments=[str(argument) for argument in args])
+    return pb.Script(
+        name=path.name,
+        source=source,
+        arguments=[str(argument) for argument in args],
+        modules=with_script(chosen, path, source),
+    )

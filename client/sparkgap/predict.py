@@ -14,6 +14,7 @@ from sparkgap_protos.v1 import plan_pb2 as pb
 
 from sparkgap import channel
 from sparkgap.errors import PlanError
+from sparkgap.modules import Modules, Needs, checked, with_function
 from sparkgap.options import Dtypes, PlanOptions, check_return_type, label
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def predict_batch_udf(
     nulls: str = "keep",
     name: str | None = None,
     version: str | None = None,
+    modules: Modules | None = None,
 ) -> PredictFunction:
     """Make a function on columns from a function that loads a model; a drop-in for `pyspark.ml.functions.predict_batch_udf`.
 
@@ -74,6 +76,9 @@ def predict_batch_udf(
     version
         Part of the model's identity: another version is another model, loaded for itself. For weights whose change `make_predict_fn`
         does not show.
+    modules
+        Modules, or their names, whose sources travel with `make_predict_fn` and are part of the model's identity; as for `TorchDistributor`, by
+        default those of the user's own project that it needs, as their files are when a column is made.
 
     Returns
     -------
@@ -104,6 +109,7 @@ def predict_batch_udf(
         _shapes(input_tensor_shapes),
         options=PlanOptions.of(input_dtypes, nulls, version),
         name=own_name if name is None else label("name", name),
+        modules=checked(modules),
     )
 
 
@@ -119,6 +125,7 @@ class PredictFunction:
         *,
         options: PlanOptions,
         name: str,
+        modules: tuple[str, ...] | None,
     ) -> None:
         self.func = make_predict_fn
         self.deterministic = False
@@ -127,6 +134,7 @@ class PredictFunction:
         self._shapes = shapes
         self._options = options
         self._name = name
+        self._modules = modules
 
     def __repr__(self) -> str:
         return f"PredictFunction({self._name}, batch_size={self._batch_size})"
@@ -185,7 +193,7 @@ class PredictFunction:
             return_type=self._return_type if isinstance(self._return_type, str) else self._return_type.json(),
             batch_size=self._batch_size,
             input_shapes=self._shapes,
-            make_predict_fn=codec.versions(),
+            make_predict_fn=pickled.payload,
             digest=pickled.digest,
             deterministic=self.deterministic,
         )
@@ -197,16 +205,20 @@ class PredictFunction:
 
     def _pickled(self) -> _Pickled:
         """What `make_predict_fn` is now; columns of one content share their bytes."""
+        what, needs = f"make_predict_fn ({self._name})", Needs()
         try:
-            data = codec.pickled(self.func, f"make_predict_fn ({self._name})")
+            data = codec.pickled(self.func, what, note=needs)
         except codec.NotPicklable as error:
             raise PlanError(str(error)) from error
-        digest = codec.digest(codec.versions(), data)
-        return _pickles.setdefault(digest, _Pickled(data, digest))
+        payload = codec.versions()
+        payload.modules.extend(with_function(self._modules, needs, what))
+        digest = codec.digest(payload, data)
+        return _pickles.setdefault(digest, _Pickled(payload, data, digest))
 
 
 @dataclass(frozen=True, eq=False)
 class _Pickled:
+    payload: pb.Payload  # without the data, which may be too large for a message
     data: bytes
     digest: str
 

@@ -5,17 +5,22 @@ Server processes that do not run user code (the driver's JVM, the nursery, Spark
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import io
 import pickle
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 from sparkgap_protos.identity import meaning
 from sparkgap_protos.v1 import plan_pb2 as pb
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+#: Hears of each function, class, module and object that goes into a pickle, and whether by value, with its code, or as a name to be imported.
+Note = Callable[[object, bool], None]
 
 
 class NotPicklable(ValueError):
@@ -26,7 +31,7 @@ class WrongPython(RuntimeError):
     """A payload was pickled by another minor version of Python: its bytecode means something else here."""
 
 
-def pack(value: object, what: str, parts: Mapping[str, object] | None = None) -> pb.Payload:
+def pack(value: object, what: str, parts: Mapping[str, object] | None = None, note: Note | None = None) -> pb.Payload:
     """Pickle `value` by value where it was defined in ``__main__``, by reference where a module defines it.
 
     Parameters
@@ -37,6 +42,8 @@ def pack(value: object, what: str, parts: Mapping[str, object] | None = None) ->
         Name of the value for the error text, "main_fn" for example.
     parts
         Named parts of a composed value, among which the culprit is looked for.
+    note
+        Hears of everything that goes into the pickle.
 
     Returns
     -------
@@ -49,7 +56,7 @@ def pack(value: object, what: str, parts: Mapping[str, object] | None = None) ->
         Naming the culprit inside `value`, before anything is sent.
     """
     payload = versions()
-    payload.data = pickled(value, what, parts)
+    payload.data = pickled(value, what, parts, note)
     return payload
 
 
@@ -60,12 +67,12 @@ def versions() -> pb.Payload:
     return pb.Payload(python=PYTHON, cloudpickle=cloudpickle.__version__)
 
 
-def pickled(value: object, what: str, parts: Mapping[str, object] | None = None) -> bytes:
+def pickled(value: object, what: str, parts: Mapping[str, object] | None = None, note: Note | None = None) -> bytes:
     """The data that `pack` puts into a payload, for whoever has too much of it for a message; see there."""
     from pyspark import cloudpickle
 
     try:
-        return bytes(cloudpickle.dumps(value))
+        return bytes(cloudpickle.dumps(value)) if note is None else _noted(value, note)
     except Exception as error:
         suspects = [
             (name, part, reason) for name, part in (parts or {what: value}).items() if (reason := _refusal(part))
@@ -102,13 +109,42 @@ def unpack(payload: pb.Payload, file: IO[bytes] | None = None) -> Any:
 def digest(payload: pb.Payload, data: bytes | None = None) -> str:
     """Hexadecimal identity of what a payload means, the same in every process that packs the same code; call it where it was packed.
 
-    `data` is the pickle where it is not in the payload itself. Costs some 0.1 s for 100 MB.
+    The sources of its modules have their part in it. `data` is the pickle where it is not in the payload itself. Costs some 0.1 s for 100 MB.
     """
     from pyspark.cloudpickle import cloudpickle
 
     pickler = f"{payload.python}\0{payload.cloudpickle}\0".encode()
     tracking_ids = set(cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS.values())
-    return hashlib.sha256(pickler + meaning(payload.data if data is None else data, tracking_ids)).hexdigest()
+    hashed = hashlib.sha256(pickler + meaning(payload.data if data is None else data, tracking_ids))
+    for module in payload.modules:
+        hashed.update(f"{module.name}\0{module.package:d}\0{len(module.source)}\0".encode())
+        hashed.update(module.source)
+    return hashed.hexdigest()
+
+
+def _noted(value: object, note: Note) -> bytes:
+    buffer = io.BytesIO()
+    _noting_pickler()(buffer, note).dump(value)
+    return buffer.getvalue()
+
+
+@functools.cache
+def _noting_pickler() -> Any:
+    from pyspark import cloudpickle
+
+    class Noting(cloudpickle.Pickler):  # type: ignore[misc]  # pyspark has no types that mypy follows
+        """Writes what cloudpickle itself writes; Python asks `reducer_override` about every object that is no plain value."""
+
+        def __init__(self, file: IO[bytes], note: Note) -> None:
+            super().__init__(file)
+            self._note = note
+
+        def reducer_override(self, value: Any) -> Any:
+            reduced = super().reducer_override(value)
+            self._note(value, reduced is not NotImplemented)
+            return reduced
+
+    return Noting
 
 
 def _culprit(path: str, value: object, error: Exception, seen: set[int]) -> tuple[str, object, Exception]:

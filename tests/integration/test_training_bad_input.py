@@ -256,9 +256,10 @@ def test_a_module_that_the_workers_lack_is_named_with_what_to_do(cpu, clients_ow
     with pytest.raises(
         TrainingError,
         match=r"ModuleNotFoundError: No module named 'only_at_the_client'\. The function needs the module 'only_at_the_client', which is "
-        r"not installed on the workers: install it there, or move what the function uses into the file that calls run",
+        r"not installed on the workers: install it there, or move what the function uses into the file that calls run, or name the module "
+        r"in modules=",
     ) as caught:
-        cpu(2).run(lambda: helper())
+        cpu(2, modules=[]).run(lambda: helper())
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
 
 

@@ -41,6 +41,13 @@ def query(**kind: Message) -> plan_pb2.Query:
     return plan_pb2.Query(protocol=1, client=CLIENT, **kind)
 
 
+def source_modules() -> list[plan_pb2.SourceModule]:
+    return [
+        plan_pb2.SourceModule(name="project", source=b"# -*- coding: latin-1 -*-\nNAME = '\xe9'\n", package=True),
+        plan_pb2.SourceModule(name="project.net", source=b"from . import NAME\n"),
+    ]
+
+
 def predict_plan() -> plan_pb2.PredictPlan:
     plan = plan_pb2.PredictPlan(
         protocol=1, client=CLIENT, name="make_digits", return_type="label int, scores array<float>", batch_size=512,
@@ -108,6 +115,10 @@ MESSAGES: dict[str, Message] = {
     # plan.proto: what a client sends
     "command_submit_function": command(submit=plan_pb2.SubmitRun(plan=train_plan(function=payload()), follow=follow())),
     "command_submit_script": command(submit=plan_pb2.SubmitRun(plan=train_plan(script=script()))),
+    "payload_modules": plan_pb2.Payload(
+        python="3.11", cloudpickle="3.1.2", data=b"\x80\x05K\x07.", modules=source_modules()
+    ),
+    "script_modules": plan_pb2.Script(name="train.py", source=b"import project.net\n", modules=source_modules()),
     "command_follow": command(follow=follow()),
     "command_cancel": command(cancel=plan_pb2.CancelRun(run_id="run-1", reason="interrupted at the client (Ctrl-C)")),
     "command_register": command(register=plan_pb2.RegisterFunction(name="classify", plan=predict_plan())),

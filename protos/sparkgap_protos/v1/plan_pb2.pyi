@@ -101,26 +101,40 @@ class PayloadQuery(_message.Message):
     def __init__(self, digest: _Optional[str] = ..., bytes: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...
 
 class Payload(_message.Message):
-    __slots__ = ("python", "cloudpickle", "data", "uploaded_bytes")
+    __slots__ = ("python", "cloudpickle", "data", "uploaded_bytes", "modules")
     PYTHON_FIELD_NUMBER: _ClassVar[int]
     CLOUDPICKLE_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     UPLOADED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MODULES_FIELD_NUMBER: _ClassVar[int]
     python: str
     cloudpickle: str
     data: bytes
     uploaded_bytes: int
-    def __init__(self, python: _Optional[str] = ..., cloudpickle: _Optional[str] = ..., data: _Optional[bytes] = ..., uploaded_bytes: _Optional[int] = ...) -> None: ...
+    modules: _containers.RepeatedCompositeFieldContainer[SourceModule]
+    def __init__(self, python: _Optional[str] = ..., cloudpickle: _Optional[str] = ..., data: _Optional[bytes] = ..., uploaded_bytes: _Optional[int] = ..., modules: _Optional[_Iterable[_Union[SourceModule, _Mapping]]] = ...) -> None: ...
+
+class SourceModule(_message.Message):
+    __slots__ = ("name", "source", "package")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    PACKAGE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    source: bytes
+    package: bool
+    def __init__(self, name: _Optional[str] = ..., source: _Optional[bytes] = ..., package: bool = ...) -> None: ...
 
 class Script(_message.Message):
-    __slots__ = ("name", "source", "arguments")
+    __slots__ = ("name", "source", "arguments", "modules")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
+    MODULES_FIELD_NUMBER: _ClassVar[int]
     name: str
     source: bytes
     arguments: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., source: _Optional[bytes] = ..., arguments: _Optional[_Iterable[str]] = ...) -> None: ...
+    modules: _containers.RepeatedCompositeFieldContainer[SourceModule]
+    def __init__(self, name: _Optional[str] = ..., source: _Optional[bytes] = ..., arguments: _Optional[_Iterable[str]] = ..., modules: _Optional[_Iterable[_Union[SourceModule, _Mapping]]] = ...) -> None: ...
 
 class TrainPlan(_message.Message):
     __slots__ = ("run_id", "name", "num_processes", "local_mode", "use_gpu", "function", "script")

@@ -196,11 +196,18 @@ class Nursery:
         pid = os.fork()
         if pid == 0:
             spec = host.HostSpec(
-                request.name, tuple(request.python_path), self._settings.cores, self._settings.host_idle_seconds
+                request.name,
+                tuple(request.python_path),
+                self._settings.cores,
+                self._settings.host_idle_seconds,
+                self._private(os.getpid()),
             )
             _child(lambda: host.serve(spec, theirs), parent, theirs.fileno())
         theirs.close()
         return _Host(pid, ours)
+
+    def _private(self, host_pid: int) -> Path:
+        return self._settings.folder / f"model-{host_pid}"
 
     def _reap(self, wakeup: int) -> None:
         os.read(wakeup, 4096)
@@ -215,6 +222,8 @@ class Nursery:
                 os.close(lifeline)
                 if status != 0:  # it could not clean up after itself, so its descendants are ours now
                     processes.kill_descendants(spare=[*self._keepers, *(each.pid for each in self._hosts.values())])
+            else:
+                shutil.rmtree(self._private(pid), ignore_errors=True)
             for key, each in list(self._hosts.items()):
                 if each.pid == pid:
                     each.door.close()

@@ -14,7 +14,7 @@ def describe(error: BaseException, *, loading: bool) -> pb.ModelFailure:
     if isinstance(error, ModuleNotFoundError):
         message += (
             f". The model needs the module {error.name!r}, which is not installed on the workers: install it there, or move what "
-            "it uses into the file that calls predict_batch_udf"
+            "it uses into the file that calls predict_batch_udf, or name the module in modules="
         )
     name = type(error).__qualname__
     return pb.ModelFailure(

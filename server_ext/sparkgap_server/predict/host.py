@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -20,7 +21,7 @@ from sparkgap_protos import codec
 from sparkgap_protos.v1 import node_pb2 as pb
 from sparkgap_protos.v1 import plan_pb2
 
-from sparkgap_server import wire
+from sparkgap_server import sources, wire
 from sparkgap_server.predict.failure import describe
 from sparkgap_server.predict.memory import SharedMemory
 from sparkgap_server.predict.witness import FileWitness
@@ -34,12 +35,13 @@ _TICK_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class HostSpec:
-    """What the nursery tells a host."""
+    """What the nursery tells a host; it removes the folder `private` after the host's end."""
 
     name: str
     python_path: tuple[str, ...]
     cores: int
     idle_seconds: float
+    private: Path
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def serve(spec: HostSpec, door: socket.socket) -> int:
     """Serve connections that arrive through `door` until the nursery closes it, the host is idle for long, or the model cannot be loaded."""
     sys.path[:0] = spec.python_path
     _use_threads(spec.cores)
-    host = _Host()
+    host = _Host(spec.private)
     door.settimeout(_TICK_SECONDS)
     while not (host.broken or host.idle_for() > spec.idle_seconds):
         try:
@@ -87,8 +89,9 @@ def _use_threads(cores: int) -> None:
 class _Host:
     """One thread a connection; one prediction at a time, since user code was never promised more."""
 
-    def __init__(self) -> None:
+    def __init__(self, private: Path) -> None:
         self.broken = False
+        self._private = private
         self._loading = threading.Lock()
         self._predicting = threading.Lock()
         self._model: _Model | None = None
@@ -142,7 +145,7 @@ class _Host:
                 whole = _receive_plan(connection)
                 # Opened before the watch begins: Spark may remove the file while the model lives.
                 with _payload(whole) as file, self._witness.watch():
-                    self._model = _load(whole, file)
+                    self._model = _load(whole, file, self._private)
         from sparkgap_server.predict.task import task_of
 
         return task_of(plan), self._model
@@ -251,11 +254,12 @@ def _payload(plan: plan_pb2.PredictPlan) -> Iterator[IO[bytes] | None]:
         yield file
 
 
-def _load(plan: plan_pb2.PredictPlan, file: IO[bytes] | None) -> _Model:
+def _load(plan: plan_pb2.PredictPlan, file: IO[bytes] | None, private: Path) -> _Model:
     from sparkgap_server.predict.tensors import model_arguments
 
     began = time.perf_counter()
     try:
+        sources.install(plan.make_predict_fn.modules, private)
         predict = codec.unpack(plan.make_predict_fn, file)()
         if not callable(predict):
             raise TypeError(f"make_predict_fn must return a function, it returned a {type(predict).__qualname__}")

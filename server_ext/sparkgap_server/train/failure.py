@@ -73,7 +73,7 @@ def _unopenable(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError):
         return (
             f"{error}. The function needs the module {error.name!r}, which is not installed on the workers: install it there, "
-            "or move what the function uses into the file that calls run"
+            "or move what the function uses into the file that calls run, or name the module in modules="
         )
     return f"the function cannot be opened on the workers: {error}"
 

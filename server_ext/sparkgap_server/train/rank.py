@@ -21,7 +21,7 @@ from sparkgap_protos import codec, reporting
 from sparkgap_protos.v1 import node_pb2 as pb
 from sparkgap_protos.v1 import plan_pb2, run_pb2
 
-from sparkgap_server import wire
+from sparkgap_server import sources, wire
 from sparkgap_server.train import environment
 from sparkgap_server.train.failure import Unopenable, describe
 from sparkgap_server.train.groups import keep_groups
@@ -87,6 +87,7 @@ def _body(task: RankTask) -> Callable[[], Any]:
     if task.plan.WhichOneof("body") == "script":
         return _script(task.plan.script, task.private)
     try:
+        sources.install(task.plan.function.modules, task.private)
         function, args, kwargs = codec.unpack(task.plan.function)
     except Exception as error:
         raise Unopenable(error) from error
@@ -95,11 +96,13 @@ def _body(task: RankTask) -> Callable[[], Any]:
 
 def _script(script: plan_pb2.Script, private: Path) -> Callable[[], None]:
     path = private / Path(script.name).name
+    sources.install(script.modules, private)
     path.write_bytes(script.source)
 
     def run_script() -> None:
         sys.argv = [str(path), *script.arguments]
-        sys.path.insert(0, str(private))
+        if str(private) not in sys.path:
+            sys.path.insert(0, str(private))
         try:
             runpy.run_path(str(path), run_name="__main__")
         except SystemExit as end:

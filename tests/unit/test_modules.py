@@ -1,0 +1,272 @@
+"""Which modules travel: what a function refers to or imports, of the user's own project only; and how the other side imports them."""
+
+import importlib
+import subprocess
+import sys
+import textwrap
+import types
+
+import pytest
+from sparkgap import PlanError, imports
+from sparkgap.modules import Needs, checked, with_function, with_script
+from sparkgap_protos import codec
+from sparkgap_protos.v1 import plan_pb2 as pb
+from sparkgap_server import sources
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """`project(**files)` writes modules, dots as two underscores, into a folder on sys.path and gives it; all is forgotten afterwards."""
+    before = set(sys.modules)
+
+    def write(files):
+        for name, source in files.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(textwrap.dedent(source))
+        importlib.invalidate_caches()
+        return tmp_path
+
+    monkeypatch.syspath_prepend(tmp_path)
+    yield write
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(
+            getattr(sys.modules[name], "__file__", "") or getattr(sys.modules[name], "__path__", "")
+        ):
+            del sys.modules[name]
+
+
+def names(value, chosen=None):
+    needs = Needs()
+    codec.pack(value, "value", note=needs)
+    return [module.name for module in with_function(chosen, needs, "value")]
+
+
+def by_value(source, **variables):
+    """The function `main` of a script: its code travels by value."""
+    scope = {"__name__": "__main__", **variables}
+    exec(textwrap.dedent(source), scope)  # cloudpickle takes what claims to be from __main__ by value
+    return scope["main"]
+
+
+class TestImports:
+    @pytest.mark.parametrize(
+        ("source", "package", "found"),
+        [
+            ("import a, b.c as d", "", {"a", "b.c"}),
+            ("from a import b, c", "", {"a", "a.b", "a.c"}),
+            ("from a import *", "", {"a"}),
+            ("from . import a", "p.q", {"p.q", "p.q.a"}),
+            ("from ..r import a", "p.q", {"p.r", "p.r.a"}),
+            ("from ...r import a", "p.q", set()),
+            ("from . import a", "", set()),
+            ("def f():\n    try:\n        import a\n    except ImportError:\n        import b", "", {"a", "b"}),
+        ],
+    )
+    def test_a_file_and_its_bytecode_import_the_same(self, source, package, found):
+        assert imports.in_source(source.encode(), package) == found
+        assert imports.in_code(compile(source, "f.py", "exec"), package) == found
+
+    def test_what_only_type_checkers_import_does_not_count(self):
+        source = b"if TYPE_CHECKING:\n    import a\nelse:\n    import b\nif typing.TYPE_CHECKING:\n    import c\n"
+        assert imports.in_source(source, "") == {"b"}
+
+    def test_a_file_that_is_no_python_imports_nothing(self):
+        assert imports.in_source(b"import a\nthis is no python", "") == frozenset()
+
+
+class TestWithAFunction:
+    def test_the_modules_of_what_it_refers_to_and_all_that_these_import(self, project):
+        project(
+            {
+                "helper.py": "import deep.inner\ndef f(): pass",
+                "deep/__init__.py": "",
+                "deep/inner.py": "from . import sibling\nimport numpy, json, pyspark",
+                "deep/sibling.py": "def g():\n    from spread.part import h",
+                "deep/unused.py": "",
+                "spread/part.py": "h = 1",  # no __init__.py
+                "unused.py": "",
+            }
+        )
+        helper = importlib.import_module("helper")
+        wanted = ["deep", "deep.inner", "deep.sibling", "helper", "spread.part"]
+        assert names(helper.f) == wanted
+        assert names(by_value("def main(): return helper.f()", helper=helper)) == wanted
+        assert names(by_value("def main():\n    import helper")) == wanted
+        assert (
+            names(by_value("def main():\n    def inner():\n        from helper import f\n    return inner")) == wanted
+        )
+
+    def test_the_classes_of_arguments(self, project):
+        project({"settings.py": "class Settings: pass\nclass Color:\n    pass\nDEFAULT = Settings()"})
+        settings = importlib.import_module("settings")
+        for argument in (settings.Settings(), [{"key": settings.DEFAULT}], settings.Settings, settings):
+            assert names((print, (argument,), {})) == ["settings"]
+
+    def test_nothing_where_nothing_of_the_project_is_needed(self):
+        import numpy as np
+
+        assert names((textwrap.dedent, np.zeros(3), np.mean)) == []
+
+    def test_what_is_installed_stays(self, project, tmp_path):
+        project(
+            {
+                "site-packages/installed.py": "def f(): pass",
+                "target/also.py": "def f(): pass",
+                "target/also-1.dist-info/x": "",
+            }
+        )
+        for folder, name in (("site-packages", "installed"), ("target", "also")):
+            sys.path.insert(0, str(tmp_path / folder))
+            try:
+                assert names(importlib.import_module(name).f) == []
+            finally:
+                sys.path.remove(str(tmp_path / folder))
+
+    def test_a_package_with_a_compiled_module_stays_as_a_whole(self, project):
+        suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
+        project(
+            {
+                "fast/__init__.py": "def f():\n    from . import loop",
+                f"fast/loop{suffix}": "",
+                "helper.py": "import fast",
+            }
+        )
+        assert names(by_value("def main():\n    import helper")) == ["helper"]
+
+    def test_a_module_made_by_hand_stays(self, monkeypatch):
+        module = types.ModuleType("made_by_hand")
+        monkeypatch.setitem(sys.modules, "made_by_hand", module)
+        assert names(by_value("def main(): return made", made=module)) == []
+
+    def test_modules_that_import_each_other(self, project):
+        project({"one.py": "import two", "two.py": "import one"})
+        assert names(by_value("def main():\n    import one")) == ["one", "two"]
+
+    def test_more_than_the_limit_is_refused_and_the_largest_is_named(self, project):
+        project({"small.py": "import large", "large.py": "TEXT = '''" + "x" * (16 << 20) + "'''"})
+        with pytest.raises(
+            PlanError, match=r"value needs have 167772\d\d bytes, 16777216 may travel .*largest is large "
+        ):
+            names(by_value("def main():\n    import small"))
+
+
+class TestChosen:
+    def test_none_at_all(self, project):
+        project({"helper.py": "def f(): pass"})
+        assert names(importlib.import_module("helper").f, checked([])) == []
+
+    def test_a_package_travels_whole_and_a_module_with_its_packages(self, project):
+        project(
+            {
+                "p/__init__.py": "import other",
+                "p/a.py": "",
+                "p/q/__init__.py": "",
+                "p/q/b.py": "",
+                "p/not-one.py": "",
+                "other.py": "",
+            }
+        )
+        assert names(print, checked(["p"])) == ["p", "p.a", "p.q", "p.q.b"]
+        assert names(print, checked(["p.q.b"])) == ["p", "p.q", "p.q.b"]
+        assert names(print, checked([importlib.import_module("other"), "p.a"])) == ["other", "p", "p.a"]
+
+    @pytest.mark.parametrize("name", ["there_is_none", "math", "sys", "there.is.none"])
+    def test_one_without_source_is_refused(self, name):
+        with pytest.raises(PlanError, match=f"modules has '{name}', of which there is no Python source here"):
+            names(print, checked([name]))
+
+    @pytest.mark.parametrize("given", ["helper", 1, {"helper"}, [1], ["a/b"], ["../b"], [""]])
+    def test_what_is_no_list_of_modules_is_refused(self, given):
+        with pytest.raises(PlanError, match="modules has"):
+            checked(given)
+
+
+class TestWithAScript:
+    def test_what_lies_beside_it_goes_before_what_this_process_imports(self, project, tmp_path):
+        project(
+            {
+                "helper.py": "",
+                "elsewhere.py": "",
+                "scripts/helper.py": "import more",
+                "scripts/more.py": "",
+                "scripts/no.py": "",
+            }
+        )
+        script = tmp_path / "scripts" / "train.py"
+        modules = with_script(None, script, b"import helper, elsewhere, random, torch")
+        assert [(module.name, module.source) for module in modules] == [
+            ("elsewhere", b""),
+            ("helper", b"import more"),
+            ("more", b""),
+        ]
+        assert with_script((), script, b"import helper") == []
+        assert [module.name for module in with_script(("no",), script, b"import helper")] == ["no"]
+
+
+class TestTheDigest:
+    def digest(self, *modules):
+        payload = codec.pack(1, "value")
+        payload.modules.extend(modules)
+        return codec.digest(payload)
+
+    def test_it_is_another_for_other_sources_names_and_kinds(self):
+        def module(name="a", source=b"x", package=False):
+            return pb.SourceModule(name=name, source=source, package=package)
+
+        modules = [module(), module(source=b"y"), module(name="b"), module(package=True)]
+        assert len({self.digest(), self.digest(module(), module("b")), *map(self.digest, modules)}) == 6
+        assert self.digest() == codec.digest(codec.pack(1, "value"))
+
+    def test_the_pickle_is_the_same_with_and_without_a_note(self):
+        value = ({"a": [1, 2]}, TestChosen, by_value("def main(): return 1"))
+        assert codec.pickled(value, "value", note=Needs()) == codec.pickled(value, "value")
+
+
+INSTALL = """
+import sys, types
+from pathlib import Path
+from sparkgap_protos.v1 import plan_pb2 as pb
+from sparkgap_server import sources
+
+sys.modules["helper"] = types.ModuleType("helper")  # as inherited from the nursery
+sys.modules["helper.old"] = types.ModuleType("helper.old")
+modules = [
+    pb.SourceModule(name="helper", source=b"from . import inner\\ndef f():\\n    return inner.value", package=True),
+    pb.SourceModule(name="helper.inner", source="# coding: latin-1\\nvalue = 'é'\\ndef fail():\\n    1 / 0".encode("latin-1")),
+    pb.SourceModule(name="spread.part", source=b"import helper\\nvalue = helper.f() * 2"),
+]
+sources.install(modules, Path(sys.argv[1]))
+import spread.part, inspect, traceback
+assert spread.part.value == "éé"
+assert "helper.old" not in sys.modules
+assert "return inner.value" in inspect.getsource(spread.part.helper.f)
+try:
+    spread.part.helper.inner.fail()
+except ZeroDivisionError:
+    assert "    1 / 0\\n" in traceback.format_exc()
+"""
+
+
+class TestInstall:
+    def test_they_are_imported_before_others_and_show_their_lines(self, tmp_path):
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", INSTALL, str(tmp_path / "new")],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+    def test_nothing_changes_without_modules(self, tmp_path):
+        before = list(sys.path)
+        sources.install([], tmp_path / "none")
+        assert sys.path == before
+        assert not (tmp_path / "none").exists()
+
+    @pytest.mark.parametrize("name", ["", "../escape", "a..b", "/etc/passwd", "a.b/c"])
+    def test_a_name_that_is_none_is_refused(self, tmp_path, name):
+        with pytest.raises(ValueError, match="is no name of a module"):
+            sources.install([pb.SourceModule(name=name, source=b"")], tmp_path)
+        assert not list(tmp_path.iterdir())
