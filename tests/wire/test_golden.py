@@ -102,6 +102,12 @@ MESSAGES: dict[str, Message] = {
     # plan.proto: what a client sends
     "command_submit_function": command(submit=plan_pb2.SubmitRun(plan=train_plan(function=payload()), follow=follow())),
     "command_submit_script": command(submit=plan_pb2.SubmitRun(plan=train_plan(script=script()))),
+    "command_submit_all_results": command(
+        submit=plan_pb2.SubmitRun(
+            plan=plan_pb2.TrainPlan(run_id="run-1", name="main_fn", num_processes=2, function=payload(), all_results=True)
+        )
+    ),
+    "payload_of_ranks": plan_pb2.Payload(ranks=[payload(), payload()]),
     "command_follow": command(follow=follow()),
     "command_cancel": command(cancel=plan_pb2.CancelRun(run_id="run-1", reason="interrupted at the client (Ctrl-C)")),
     "command_register": command(register=plan_pb2.RegisterFunction(name="classify", plan=predict_plan())),
