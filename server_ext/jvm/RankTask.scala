@@ -140,17 +140,22 @@ private final class RankTask(gang: Gang, context: BarrierTaskContext) extends Au
   private def failureOf(rank: Int, message: String): DynamicMessage = Schema.build("RankFailure")("rank" -> rank, "host" -> host, "message" -> message,
     "time" -> System.currentTimeMillis() * 1000L)
 
-  /** Tells the driver and ends the task. A failure inside a collective waits a moment for the one that caused it: ending the task at once would end the other ranks. */
+  /** Tells the driver and ends the task. Ending it at once would end its other ranks, so those that fail at the same time have a moment to say so, and
+   *  a failure inside a collective waits longer for the one that caused it. */
   private def fail(failure: DynamicMessage): Nothing = {
     def record(one: DynamicMessage): Unit = rpc.ask(RankFailed(gang.run, gang.attempt, one.toByteArray))
     record(failure)
-    val deadline = System.nanoTime() + 1000000000L
-    while (failure.bool("in_collective") && System.nanoTime() < deadline && !rpc.ask(CauseKnown(gang.run, gang.attempt)).asInstanceOf[Boolean])
-      Option(signals.poll(20, TimeUnit.MILLISECONDS)).foreach {
-        case RankFailure(another) => record(another.copy("host" -> host))
-        case RankEnded(rank, exit, value) if exit.int("status") < 0 => record(endedEarly(rank, exit))
-        case _ =>
-      }
+    val began = System.nanoTime()
+    val told = mutable.Set(failure.int("rank"))
+    def waited(millis: Long): Boolean = System.nanoTime() - began > millis * 1000000L
+    def causeAwaited: Boolean = failure.bool("in_collective") && !waited(1000) && !rpc.ask(CauseKnown(gang.run, gang.attempt)).asInstanceOf[Boolean]
+    while (told.size < localRanks && !waited(100) || causeAwaited) Option(signals.poll(20, TimeUnit.MILLISECONDS)).foreach {
+      case RankFailure(another) => told += another.int("rank"); record(another.copy("host" -> host))
+      case RankEnded(rank, exit, _) if exit.int("status") < 0 => told += rank; record(endedEarly(rank, exit))
+      case RankEnded(rank, exit, value) if (exit.int("status") != 0 || value.isEmpty) && !told(rank) => told += rank; record(endedEarly(rank, exit))
+      case RankEnded(rank, _, _) => told += rank
+      case _ =>
+    }
     throw new SparkException(s"rank ${failure.int("rank")} failed: ${failure.string("exception")} ${failure.string("message")}")
   }
 }

@@ -174,3 +174,104 @@ def test_a_forked_process_that_fails_is_not_the_rank(cpu, end, code):
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
     assert cpu(1).run(main) == code
+
+
+# ---- Failures ----
+
+
+@pytest.mark.parametrize("local_mode", [True, False])
+def test_the_failures_of_all_ranks_that_fail_together_are_told(cpu, tmp_path, local_mode):
+    def main(folder):
+        rank = int(os.environ["RANK"])
+        print("epoch 1 of rank", rank)
+        (folder / str(rank)).touch()
+        while len(list(folder.iterdir())) < 3:
+            time.sleep(0.001)
+        if rank == 2:
+            os._exit(7)
+        raise (KeyError if rank else ValueError)(f"from rank {rank}")
+
+    with pytest.raises(TrainingError, match=r"rank . of 3 of .*main failed on") as caught:
+        cpu(3, local_mode).run(main, tmp_path)
+    error = caught.value
+    together = [error, *error.others]
+    assert len({each.rank for each in together}) == len(together) <= 3
+    if local_mode:
+        assert sorted(each.rank for each in together) == [0, 1, 2]
+    for each in together:
+        assert each.last_lines == (f"epoch 1 of rank {each.rank}",)
+        assert each.host
+        if each.rank == 2:
+            assert (each.exit_code, each.__cause__) == (7, None)
+        else:
+            assert type(each.__cause__) is (KeyError if each.rank else ValueError)
+            assert "raise (KeyError if rank else ValueError)" in each.traceback
+
+
+def test_a_rank_that_dies_of_a_signal_says_which(cpu):
+    def main():
+        print("before", flush=True)
+        os.kill(os.getpid(), 9)
+
+    with pytest.raises(TrainingError, match="ended by signal 9") as caught:
+        cpu(1).run(main)
+    assert (caught.value.signal, caught.value.last_lines, caught.value.others) == (9, ("before",), [])
+
+
+# ---- Streams that are cut ----
+
+
+def test_history_and_follow_join_without_gap_or_double_on_cut_streams(small_results):
+    lines, rounds = 3_000, 25
+
+    def main():
+        for number in range(lines):
+            print(number)
+            if number % (lines // rounds) == 0:
+                training.report(number, lines, half=number / 2)
+                time.sleep(0.15)  # some four seconds in all
+
+    run = TorchDistributor(2, use_gpu=False, spark=small_results).submit(main)
+    followed = list(run.logs(follow=True))
+    assert run.result(timeout=60) is None
+    for seen in (followed, list(run.logs()), list(attach(small_results, run.id).logs(follow=True))):
+        for rank in (0, 1):
+            assert [line.text for line in seen if line.rank == rank] == [str(number) for number in range(lines)]
+    table = run.metrics()
+    for rank in (0, 1):
+        assert table[table["rank"] == rank]["step"].tolist() == list(range(0, lines, lines // rounds))
+
+
+def test_run_shows_every_line_once_on_cut_streams(small_results, capsys):
+    def main():
+        for number in range(2_000):
+            print(number, "x" * 100)
+            if number % 200 == 0:
+                time.sleep(0.2)
+        return "returned"
+
+    assert TorchDistributor(1, use_gpu=False, spark=small_results).run(main) == "returned"
+    assert [line.split()[2] for line in capsys.readouterr().out.splitlines()] == [
+        str(number) for number in range(2_000)
+    ]
+
+
+# ---- Ranks that print without measure ----
+
+
+def test_a_flood_of_lines_is_bounded_counted_and_said(cpu):
+    def main():
+        began = time.monotonic()
+        block = b"".join(b"line %d\n" % number for number in range(1000))
+        for _ in range(1000):
+            os.write(1, block)
+        return 1_000_000 / (time.monotonic() - began)
+
+    run = cpu(1).submit(main)
+    shown = dropped = 0
+    for event in run._events(no_wait=False):
+        shown += len(event.log.lines)
+        dropped += event.log.dropped
+    print(f"{run.result(timeout=60):.0f} lines a second")
+    assert shown + dropped == 1_000_000
+    assert dropped == 0 or shown > 1000
