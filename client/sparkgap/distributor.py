@@ -41,6 +41,8 @@ class TorchDistributor:
         Spark Connect session; the active one by default.
     name
         For people; the name of the function or script by default.
+    results
+        ``"rank0"``: a run's value is what rank 0 returned. ``"all"``: a list of what each rank returned, in the order of the ranks.
     run_id
         1 to 128 letters, digits, '.', '_' and '-'. Submitting the same plan under the same id again gives the same run. Random by default.
     modules
@@ -65,9 +67,12 @@ class TorchDistributor:
         name: str | None = None,
         run_id: str | None = None,
         modules: Modules | None = None,
+        results: str = "rank0",
     ) -> None:
         if isinstance(num_processes, bool) or not isinstance(num_processes, int) or num_processes < 1:
             raise PlanError(f"num_processes has to be a positive integer, got {num_processes!r}")
+        if results not in ("rank0", "all"):
+            raise PlanError(f"results has to be 'rank0' or 'all', got {results!r}")
         self.num_processes = num_processes
         self.local_mode = bool(local_mode)
         self.use_gpu = bool(use_gpu)
@@ -75,12 +80,13 @@ class TorchDistributor:
         self._name = name
         self._run_id = run_id
         self._modules = checked(modules)
+        self._results = results
 
     def __repr__(self) -> str:
         return f"TorchDistributor(num_processes={self.num_processes}, local_mode={self.local_mode}, use_gpu={self.use_gpu})"
 
     def run(self, train_object: Callable[..., Any] | str | Path, *args: Any, **kwargs: Any) -> Any:
-        """Train, show the ranks' output and progress while waiting, and return what rank 0 returned.
+        """Train, show the ranks' output and progress while waiting, and return what rank 0 returned, or what all ranks did.
 
         Blocks until the run ends. Ctrl-C cancels the run on the cluster. Losing the client does not.
 
@@ -95,7 +101,7 @@ class TorchDistributor:
         Returns
         -------
         object
-            Rank 0's return value; None for a script.
+            Rank 0's return value, None for a script; with ``results="all"`` a list of the ranks' values.
 
         Raises
         ------
@@ -134,6 +140,7 @@ class TorchDistributor:
             num_processes=self.num_processes,
             local_mode=self.local_mode,
             use_gpu=self.use_gpu,
+            all_results=self._results == "all",
         )
         if isinstance(train_object, (str, os.PathLike)):
             path = Path(train_object)

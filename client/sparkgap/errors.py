@@ -85,8 +85,12 @@ class TrainingError(SparkgapError, RuntimeError):
         How its process ended, where it ended without an exception; 0 otherwise.
     traceback : str
         Its traceback as it would have printed it; empty without an exception.
+    last_lines : tuple of str
+        The last lines that it printed, without its traceback.
     failures : tuple of RankFailure
-        Every rank's failure that is known, the cause first.
+        Every rank's failure that is known, the cause first; each has the fields above, and exception, message, pid and time.
+    others : list of TrainingError
+        The same for the other ranks, each an error of its own with its cause; ranks that Spark ended because the first had failed are not among them.
     """
 
     def __init__(self, message: str, failures: Sequence[run_pb2.RankFailure] = ()) -> None:
@@ -98,6 +102,8 @@ class TrainingError(SparkgapError, RuntimeError):
         self.exit_code = first.exit_code
         self.signal = first.signal
         self.traceback = first.traceback
+        self.last_lines = tuple(first.last_lines)
+        self.others: list[TrainingError] = []
 
     @classmethod
     def of(cls, status: run_pb2.RunStatus) -> TrainingError:
@@ -105,16 +111,20 @@ class TrainingError(SparkgapError, RuntimeError):
         if not status.failures:
             return cls(f"run {status.run_id} failed: {status.reason}")
         first = status.failures[0]
-        name = status.name or status.run_id
-        what = f"{first.exception}: {first.message}" if first.exception else first.message
         others = sorted({failure.rank for failure in status.failures[1:]} - {first.rank})
-        text = f"rank {first.rank} of {status.num_processes} of {name} failed on {first.host}: {what}"
+        text = _sentence(first, status)
         if others:
             text += f" (then rank{'s' if len(others) > 1 else ''} {', '.join(map(str, others))})"
         if not first.exception and first.last_lines:
             text += "\nIts last lines were:\n" + "\n".join(f"  {line}" for line in first.last_lines)
         error = cls(text, status.failures)
         error.__cause__ = _cause(first)
+        for failure in status.failures[1:]:
+            if failure.rank in others:
+                others.remove(failure.rank)  # a rank that raised and was then killed has failed once
+                other = cls(_sentence(failure, status), [failure])
+                other.__cause__ = _cause(failure)
+                error.others.append(other)
         return error
 
 
@@ -129,6 +139,12 @@ class RunLostError(TrainingError):
             "What its ranks had printed and reported until then is in logs() and metrics()",
             status.failures,
         )
+
+
+def _sentence(failure: run_pb2.RankFailure, status: run_pb2.RunStatus) -> str:
+    what = f"{failure.exception}: {failure.message}" if failure.exception else failure.message
+    name = status.name or status.run_id
+    return f"rank {failure.rank} of {status.num_processes} of {name} failed on {failure.host}: {what}"
 
 
 def _cause(failure: run_pb2.RankFailure) -> BaseException | None:

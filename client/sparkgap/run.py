@@ -194,7 +194,7 @@ class Run:
         return True
 
     def result(self, timeout: float | None = None) -> Any:
-        """What rank 0 returned; waits for it.
+        """What rank 0 returned, or with ``results="all"`` a list of what each rank did; waits for it, and may be called again.
 
         Raises
         ------
@@ -280,7 +280,8 @@ class Run:
                 f"the value of run {self.id} arrived with {len(data)} of {self._last.result_bytes} bytes: call result() again"
             )
         try:
-            return codec.unpack(pb.Payload.FromString(data))
+            value = pb.Payload.FromString(data)
+            return [codec.unpack(each) for each in value.ranks] if value.ranks else codec.unpack(value)
         except ModuleNotFoundError as error:
             raise PlanError(
                 f"the value of run {self.id} cannot be opened here, because this client has no module {error.name!r}: return plain "

@@ -1,8 +1,9 @@
 // The barrier task, in the executor's JVM: asks the nursery for this task's ranks, lets them meet, passes their events to the driver, and returns
-// rank 0's value. Spark's kill of the task closes the sockets, and a closed socket ends its rank.
+// the values of its ranks. Spark's kill of the task closes the sockets, and a closed socket ends its rank.
 package org.apache.spark.sql.connect.sparkgap
 
 import java.util.concurrent.{LinkedBlockingQueue, TimeUnit}
+import java.util.concurrent.atomic.AtomicLong
 
 import scala.collection.mutable
 
@@ -14,7 +15,7 @@ import org.apache.spark.util.TaskInterruptListener
 import Schema._
 
 object RankTask {
-  /** The chunks of rank 0's value where this task holds rank 0, else nothing. */
+  /** The chunks of this task's values, in the order of the ranks; all but rank 0's are empty unless the plan asks for all. */
   def run(gang: Gang): Iterator[Array[Byte]] = {
     val context = BarrierTaskContext.get()
     val ranks = new RankTask(gang, context)
@@ -41,6 +42,7 @@ private final class RankTask(gang: Gang, context: BarrierTaskContext) extends Au
   private val localRanks = math.min(gang.ranksPerTask, gang.worldSize - firstRank)
   private val signals = new LinkedBlockingQueue[Signal]()
   private val connections = mutable.ArrayBuffer.empty[NurseryConnection]
+  private val resultBytes = new AtomicLong()
   private var closed = false
 
   def run(): Seq[Array[Byte]] = {
@@ -52,7 +54,7 @@ private final class RankTask(gang: Gang, context: BarrierTaskContext) extends Au
       case other => handle(other)
     }
     rpc.ask(Flush)
-    values.getOrElse(0, Nil)
+    values.toSeq.sortBy(_._1).flatMap(_._2)
   }
 
   override def close(): Unit = synchronized {
@@ -84,7 +86,10 @@ private final class RankTask(gang: Gang, context: BarrierTaskContext) extends Au
     var exited = false
     try Iterator.continually(connection.receive()).takeWhile(_.isDefined).flatten.foreach {
       case Frame(FrameKind.Event, event) => rpc.send(RankEvent(gang.run, gang.attempt, event))
-      case Frame(FrameKind.Result, chunk) => finished = true; if (chunk.nonEmpty) value += chunk
+      case Frame(FrameKind.Result, chunk) =>
+        finished = true
+        if (resultBytes.addAndGet(chunk.length) > gang.maxResultBytes) signals.put(RankFailure(failureOf(rank, gang.tooManyResultBytes)))
+        else if (chunk.nonEmpty) value += chunk
       case Frame(FrameKind.Address, point) => signals.put(ReadyToMeet(point))
       case Frame(FrameKind.Failure, failure) => signals.put(RankFailure(Schema.parse("RankFailure", failure)))
       case Frame(FrameKind.Exit, exit) =>
@@ -135,17 +140,22 @@ private final class RankTask(gang: Gang, context: BarrierTaskContext) extends Au
   private def failureOf(rank: Int, message: String): DynamicMessage = Schema.build("RankFailure")("rank" -> rank, "host" -> host, "message" -> message,
     "time" -> System.currentTimeMillis() * 1000L)
 
-  /** Tells the driver and ends the task. A failure inside a collective waits a moment for the one that caused it: ending the task at once would end the other ranks. */
+  /** Tells the driver and ends the task. Ending it at once would end its other ranks, so those that fail at the same time have a moment to say so, and
+   *  a failure inside a collective waits longer for the one that caused it. */
   private def fail(failure: DynamicMessage): Nothing = {
     def record(one: DynamicMessage): Unit = rpc.ask(RankFailed(gang.run, gang.attempt, one.toByteArray))
     record(failure)
-    val deadline = System.nanoTime() + 1000000000L
-    while (failure.bool("in_collective") && System.nanoTime() < deadline && !rpc.ask(CauseKnown(gang.run, gang.attempt)).asInstanceOf[Boolean])
-      Option(signals.poll(20, TimeUnit.MILLISECONDS)).foreach {
-        case RankFailure(another) => record(another.copy("host" -> host))
-        case RankEnded(rank, exit, value) if exit.int("status") < 0 => record(endedEarly(rank, exit))
-        case _ =>
-      }
+    val began = System.nanoTime()
+    val told = mutable.Set(failure.int("rank"))
+    def waited(millis: Long): Boolean = System.nanoTime() - began > millis * 1000000L
+    def causeAwaited: Boolean = failure.bool("in_collective") && !waited(1000) && !rpc.ask(CauseKnown(gang.run, gang.attempt)).asInstanceOf[Boolean]
+    while (told.size < localRanks && !waited(100) || causeAwaited) Option(signals.poll(20, TimeUnit.MILLISECONDS)).foreach {
+      case RankFailure(another) => told += another.int("rank"); record(another.copy("host" -> host))
+      case RankEnded(rank, exit, _) if exit.int("status") < 0 => told += rank; record(endedEarly(rank, exit))
+      case RankEnded(rank, exit, value) if (exit.int("status") != 0 || value.isEmpty) && !told(rank) => told += rank; record(endedEarly(rank, exit))
+      case RankEnded(rank, _, _) => told += rank
+      case _ =>
+    }
     throw new SparkException(s"rank ${failure.int("rank")} failed: ${failure.string("exception")} ${failure.string("message")}")
   }
 }

@@ -223,7 +223,8 @@ final class Run(val key: RunKey, name: String, worldSize: Int, override val plan
       if (!proceed) throw new SparkException("cancelled before it started")
       sc.setJobGroup(group, s"sparkgap run ${key.id}: $name", interruptOnCancel = true)
       val chunks = sc.parallelize(0 until gang.tasks, gang.tasks).barrier().mapPartitions(_ => RankTask.run(gang)).collect()
-      end(RunState.Succeeded, "", chunks.toSeq)
+      if (chunks.map(_.length.toLong).sum > gang.maxResultBytes) end(RunState.Failed, gang.tooManyResultBytes, Nil)
+      else end(RunState.Succeeded, "", chunks.toSeq)
     } catch {
       case NonFatal(failure) => synchronized(cancelReason) match {
         case Some(why) => end(RunState.Cancelled, why, Nil)

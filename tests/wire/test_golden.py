@@ -119,6 +119,12 @@ MESSAGES: dict[str, Message] = {
         python="3.11", cloudpickle="3.1.2", data=b"\x80\x05K\x07.", modules=source_modules()
     ),
     "script_modules": plan_pb2.Script(name="train.py", source=b"import project.net\n", modules=source_modules()),
+    "command_submit_all_results": command(
+        submit=plan_pb2.SubmitRun(
+            plan=plan_pb2.TrainPlan(run_id="run-1", name="main_fn", num_processes=2, function=payload(), all_results=True)
+        )
+    ),
+    "payload_of_ranks": plan_pb2.Payload(ranks=[payload(), payload()]),
     "command_follow": command(follow=follow()),
     "command_cancel": command(cancel=plan_pb2.CancelRun(run_id="run-1", reason="interrupted at the client (Ctrl-C)")),
     "command_register": command(register=plan_pb2.RegisterFunction(name="classify", plan=predict_plan())),

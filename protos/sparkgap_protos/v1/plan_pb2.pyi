@@ -101,18 +101,20 @@ class PayloadQuery(_message.Message):
     def __init__(self, digest: _Optional[str] = ..., bytes: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...
 
 class Payload(_message.Message):
-    __slots__ = ("python", "cloudpickle", "data", "uploaded_bytes", "modules")
+    __slots__ = ("python", "cloudpickle", "data", "uploaded_bytes", "modules", "ranks")
     PYTHON_FIELD_NUMBER: _ClassVar[int]
     CLOUDPICKLE_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     UPLOADED_BYTES_FIELD_NUMBER: _ClassVar[int]
     MODULES_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
     python: str
     cloudpickle: str
     data: bytes
     uploaded_bytes: int
     modules: _containers.RepeatedCompositeFieldContainer[SourceModule]
-    def __init__(self, python: _Optional[str] = ..., cloudpickle: _Optional[str] = ..., data: _Optional[bytes] = ..., uploaded_bytes: _Optional[int] = ..., modules: _Optional[_Iterable[_Union[SourceModule, _Mapping]]] = ...) -> None: ...
+    ranks: _containers.RepeatedCompositeFieldContainer[Payload]
+    def __init__(self, python: _Optional[str] = ..., cloudpickle: _Optional[str] = ..., data: _Optional[bytes] = ..., uploaded_bytes: _Optional[int] = ..., modules: _Optional[_Iterable[_Union[SourceModule, _Mapping]]] = ..., ranks: _Optional[_Iterable[_Union[Payload, _Mapping]]] = ...) -> None: ...
 
 class SourceModule(_message.Message):
     __slots__ = ("name", "source", "package")
@@ -137,7 +139,7 @@ class Script(_message.Message):
     def __init__(self, name: _Optional[str] = ..., source: _Optional[bytes] = ..., arguments: _Optional[_Iterable[str]] = ..., modules: _Optional[_Iterable[_Union[SourceModule, _Mapping]]] = ...) -> None: ...
 
 class TrainPlan(_message.Message):
-    __slots__ = ("run_id", "name", "num_processes", "local_mode", "use_gpu", "function", "script")
+    __slots__ = ("run_id", "name", "num_processes", "local_mode", "use_gpu", "function", "script", "all_results")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     NUM_PROCESSES_FIELD_NUMBER: _ClassVar[int]
@@ -145,6 +147,7 @@ class TrainPlan(_message.Message):
     USE_GPU_FIELD_NUMBER: _ClassVar[int]
     FUNCTION_FIELD_NUMBER: _ClassVar[int]
     SCRIPT_FIELD_NUMBER: _ClassVar[int]
+    ALL_RESULTS_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     name: str
     num_processes: int
@@ -152,7 +155,8 @@ class TrainPlan(_message.Message):
     use_gpu: bool
     function: Payload
     script: Script
-    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., num_processes: _Optional[int] = ..., local_mode: bool = ..., use_gpu: bool = ..., function: _Optional[_Union[Payload, _Mapping]] = ..., script: _Optional[_Union[Script, _Mapping]] = ...) -> None: ...
+    all_results: bool
+    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., num_processes: _Optional[int] = ..., local_mode: bool = ..., use_gpu: bool = ..., function: _Optional[_Union[Payload, _Mapping]] = ..., script: _Optional[_Union[Script, _Mapping]] = ..., all_results: bool = ...) -> None: ...
 
 class PredictPlan(_message.Message):
     __slots__ = ("protocol", "client", "name", "return_type", "batch_size", "input_shapes", "make_predict_fn", "digest", "deterministic", "arguments", "argument_names", "session_files", "input_dtypes", "nulls", "time_zone", "version", "broadcast", "payload_file", "unchecked_casts")

@@ -30,6 +30,7 @@ _TERM_SECONDS = 2.0  # between SIGTERM and SIGKILL
 _LEAVE_SECONDS = 10.0  # for exit handlers, once the rank has delivered its value
 _OUTGOING_BYTES = 8 << 20
 _LAST_LINES = 20
+_KEPT_LINES = 100  # a traceback may follow them
 
 
 def keep(connection: socket.socket, lifeline: int, folder: Path) -> int:
@@ -59,7 +60,7 @@ class _Keeper:
         self._from_rank = wire.FrameReader()
         self._outgoing: deque[memoryview] = deque()
         self._outgoing_bytes = 0
-        self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
+        self._last_lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._kill_at: float | None = None
         self._status: int | None = None
         self._task_gone = False
@@ -116,7 +117,7 @@ class _Keeper:
             )
             self._status = 0
         if not self._nursery_gone:  # without this frame the task knows that the rank did not end by itself
-            exit_ = pb.RankExit(status=self._status, pid=self._pid, last_lines=self._last_lines)
+            exit_ = pb.RankExit(status=self._status, pid=self._pid, last_lines=list(self._last_lines)[-_LAST_LINES:])
             self._queue(wire.encode(pb.EXIT, exit_))
         self._connection.settimeout(_PLAN_SECONDS)
         while self._outgoing and not self._task_gone:
@@ -208,7 +209,17 @@ class _Keeper:
     def _relay(self, data: bytes) -> None:
         for frame in self._from_rank.feed(data):
             self._delivered = self._delivered or frame.kind == pb.RESULT
-            self._queue(wire.encode(frame.kind, frame.body))
+            body = self._with_last_lines(frame.body) if frame.kind == pb.FAILURE else frame.body
+            self._queue(wire.encode(frame.kind, body))
+
+    def _with_last_lines(self, body: bytes) -> bytes:
+        """The rank's failure with what it printed before; its traceback, printed too, it holds already."""
+        for descriptor in list(self._collectors):
+            self._rank_printed(descriptor)
+        failure = run_pb2.RankFailure.FromString(body)
+        known = set(failure.traceback.splitlines())
+        failure.last_lines.extend([line for line in self._last_lines if line not in known][-_LAST_LINES:])
+        return failure.SerializeToString()
 
     def _rank_printed(self, descriptor: int) -> None:
         try:
@@ -223,7 +234,7 @@ class _Keeper:
 
     def _print(self, collector: LineCollector, data: bytes) -> None:
         lines = collector.feed(data)
-        self._last_lines.extend(lines[-_LAST_LINES:])
+        self._last_lines.extend(lines[-_KEPT_LINES:])
         if not lines:
             return
         if self._full():

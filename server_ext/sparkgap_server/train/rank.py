@@ -32,7 +32,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 class ResultTooLarge(RuntimeError):
-    """Rank 0's value is larger than the server takes."""
+    """A value is larger than the server takes."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _run(task: RankTask, channel: socket.socket) -> int:
         reporter.finish()
     if started.pid != os.getpid():
         return 0  # a process that user code forked has come back from it too; it must not write into the channel
-    _deliver(value, placement, channel)
+    _deliver(value, task, channel)
     return 0
 
 
@@ -112,14 +112,18 @@ def _script(script: plan_pb2.Script, private: Path) -> Callable[[], None]:
     return run_script
 
 
-def _deliver(value: Any, placement: pb.RankPlacement, channel: socket.socket) -> None:
-    """Rank 0 sends its value; the others an empty one, which says that they came to their end."""
+def _deliver(value: Any, task: RankTask, channel: socket.socket) -> None:
+    """Send the value where the run's is made of it, else an empty one, which says that the rank came to its end."""
     data = b""
-    if placement.rank == 0:
-        data = codec.pack(value, "the value that rank 0 returned").SerializeToString()
-        if len(data) > placement.max_result_bytes:
+    rank, limit = task.placement.rank, task.placement.max_result_bytes
+    if rank == 0 or task.plan.all_results:
+        payload = codec.pack(value, f"the value that rank {rank} returned")
+        if task.plan.all_results:
+            payload = plan_pb2.Payload(ranks=[payload])
+        data = payload.SerializeToString()
+        if len(data) > limit:
             raise ResultTooLarge(
-                f"rank 0 returned {len(data)} bytes, spark.sparkgap.result.maxBytes allows {placement.max_result_bytes}: "
+                f"rank {rank} returned {len(data)} bytes, spark.sparkgap.result.maxBytes allows {limit}: "
                 "write large values to storage and return their path"
             )
     for start in range(0, max(1, len(data)), _CHUNK_BYTES):
