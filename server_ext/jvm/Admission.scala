@@ -20,7 +20,8 @@ final case class Gang(
     useGpu: Boolean,
     maxResultBytes: Long,
     startTimeoutMillis: Long,
-    plan: Array[Byte])
+    plan: Array[Byte],
+    files: Option[SessionFolder] = None)
 
 final class Admission(sc: SparkContext, settings: Settings) {
   def admit(key: RunKey, plan: DynamicMessage): Gang = {

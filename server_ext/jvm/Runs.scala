@@ -42,7 +42,7 @@ object Runs {
   def apply(key: RunKey): Run = find(key).getOrElse(throw Refused.unknownRun(key.id))
 
   /** The run with this plan's id: a new one, or the one that an earlier request with the same plan has started. */
-  def submit(user: String, plan: DynamicMessage): Run = {
+  def submit(user: String, plan: DynamicMessage, sessionFiles: => Option[SessionFiles]): Run = {
     unlessPlugged()
     val key = RunKey(user, plan.string("run_id"))
     val digest = MessageDigest.getInstance("SHA-256").digest(plan.toByteArray).toSeq
@@ -53,18 +53,21 @@ object Runs {
     known.getOrElse {
       val gang = new Admission(sc, settings).admit(key, plan)
       val run = new Run(key, plan.string("name"), plan.int("num_processes"), digest, settings.maxEventBytes)
+      val files = sessionFiles
       Option(runs.putIfAbsent(key, run)) match {
-        case Some(_) => known.get
+        case Some(_) =>
+          files.foreach(_.close())
+          known.get
         case None =>
-          launch(run, gang)
+          launch(run, gang.copy(files = files.map(_.folder)), files)
           run
       }
     }
   }
 
   /** Spark's inheritable thread-locals tie a job to the operation that submits it; this thread inherits none of them. */
-  private def launch(run: Run, gang: Gang): Unit = {
-    val body: Runnable = () => try run.execute(sc, gang) finally forgetOldest()
+  private def launch(run: Run, gang: Gang, files: Option[SessionFiles]): Unit = {
+    val body: Runnable = () => try SessionFiles.during(files)(run.execute(sc, gang)) finally forgetOldest()
     val thread = new Thread(null, body, s"sparkgap-run-${run.key.id}", 0, false)
     thread.setContextClassLoader(getClass.getClassLoader)
     thread.setDaemon(true)
