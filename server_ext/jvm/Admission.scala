@@ -20,7 +20,8 @@ final case class Gang(
     useGpu: Boolean,
     maxResultBytes: Long,
     startTimeoutMillis: Long,
-    plan: Array[Byte]) {
+    plan: Array[Byte],
+    files: Option[SessionFolder] = None) {
   def tooManyResultBytes: String = s"the values of the ranks have more than $maxResultBytes bytes together (spark.sparkgap.result.maxBytes): write large " +
     "values to storage and return their paths"
 }

@@ -34,7 +34,7 @@ class SparkgapCommands extends CommandPlugin {
     command.choice("kind") match {
       case Some("submit") =>
         val submit = command.message("submit")
-        val run = Runs.submit(user, submit.message("plan"))
+        val run = Runs.submit(user, submit.message("plan"), SessionFiles.of(session))
         if (submit.has("follow")) replies.follow(run, submit.message("follow")) else replies.status(run, complete = false)
       case Some("follow") =>
         val follow = command.message("follow")

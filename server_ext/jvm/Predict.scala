@@ -96,7 +96,7 @@ object Predict {
     hash.digest().map(byte => f"$byte%02x").mkString
   }
 
-  private def hasFiles(session: SessionHolder): Boolean = {
+  def hasFiles(session: SessionHolder): Boolean = {
     val (spark, artifacts) = (session.session.sparkContext, session.session.sessionUUID)
     spark.addedFiles.contains(artifacts) || spark.addedArchives.contains(artifacts) // getPythonIncludes lists archives only
   }

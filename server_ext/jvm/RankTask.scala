@@ -70,7 +70,8 @@ private final class RankTask(gang: Gang, context: BarrierTaskContext) extends Au
     }
     connection.send(FrameKind.Placement, Schema.build("RankPlacement")("run_id" -> gang.run.id, "attempt" -> gang.attempt, "rank" -> rank,
       "local_rank" -> (rank - firstRank), "world_size" -> gang.worldSize, "local_world_size" -> localRanks, "node_rank" -> context.partitionId(),
-      "num_nodes" -> gang.tasks, "host" -> host, "gpus" -> gpus, "cpus" -> context.cpus(), "max_result_bytes" -> gang.maxResultBytes).toByteArray)
+      "num_nodes" -> gang.tasks, "host" -> host, "gpus" -> gpus, "cpus" -> context.cpus(), "max_result_bytes" -> gang.maxResultBytes,
+      "python_path" -> gang.files.toSeq.flatMap(_.pythonPath)).toByteArray)
     connection.send(FrameKind.TrainPlan, gang.plan)
     val reader = new Thread(() => read(rank, connection), s"sparkgap-${gang.run.id}-rank-$rank")
     reader.setDaemon(true)

@@ -67,7 +67,7 @@ object Runs extends Logging {
   }
 
   /** The run with this plan's id: a new one, or the one that an earlier request with the same plan has started. */
-  def submit(user: String, plan: DynamicMessage): AnyRun = {
+  def submit(user: String, plan: DynamicMessage, sessionFiles: => Option[SessionFiles]): AnyRun = {
     unlessPlugged()
     val key = RunKey(user, plan.string("run_id"))
     val digest = MessageDigest.getInstance("SHA-256").digest(plan.toByteArray).toSeq
@@ -78,10 +78,13 @@ object Runs extends Logging {
     known.getOrElse {
       val gang = new Admission(sc, settings).admit(key, plan)
       val run = new Run(key, plan.string("name"), plan.int("num_processes"), digest, settings.maxEventBytes, store)
+      val files = sessionFiles
       Option(runs.putIfAbsent(key, run)) match {
-        case Some(_) => known.get
+        case Some(_) =>
+          files.foreach(_.close())
+          known.get
         case None =>
-          launch(run, gang)
+          launch(run, gang.copy(files = files.map(_.folder)), files)
           run
       }
     }
@@ -98,8 +101,8 @@ object Runs extends Logging {
   }
 
   /** Spark's inheritable thread-locals tie a job to the operation that submits it; this thread inherits none of them. */
-  private def launch(run: Run, gang: Gang): Unit = {
-    val body: Runnable = () => try run.execute(sc, gang) finally forgetOldest()
+  private def launch(run: Run, gang: Gang, files: Option[SessionFiles]): Unit = {
+    val body: Runnable = () => try SessionFiles.during(files)(run.execute(sc, gang)) finally forgetOldest()
     val thread = new Thread(null, body, s"sparkgap-run-${run.key.id}", 0, false)
     thread.setContextClassLoader(getClass.getClassLoader)
     thread.setDaemon(true)

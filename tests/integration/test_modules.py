@@ -6,8 +6,11 @@ import os
 import subprocess
 import sys
 import textwrap
+import zipfile
 
 import pytest
+from pyspark.sql.connect.session import SparkSession
+from sparkgap import TorchDistributor, attach
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -235,3 +238,54 @@ def test_a_script_finds_the_modules_beside_it(client):
     lines = client(program, files)
     assert "[rank 0] value 42 ['--epochs', '3']" in lines
     assert "ModuleNotFoundError: No module named 'beside'" in lines[-1]
+
+
+BROUGHT = """
+    import time
+    from pathlib import Path
+
+    def main(door):
+        while not Path(door).exists():
+            time.sleep(0.01)
+        import brought_along, packed
+        from pyspark import SparkFiles
+
+        note = Path(SparkFiles.get("note.txt")).read_text()
+        unpacked = Path(SparkFiles.get("data")).joinpath("inner.txt").read_text()
+        return brought_along.FACTOR, packed.FACTOR, note, unpacked
+"""
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_files_of_a_session_reach_its_ranks_also_when_it_has_ended(sparkgap_server, tmp_path, released):
+    def bring(session, factor):
+        folder = tmp_path / str(factor)
+        folder.mkdir()
+        (folder / "brought_along.py").write_text(f"FACTOR = {factor}\n")
+        (folder / "note.txt").write_text(f"note {factor}")
+        for name, member, text in (
+            ("packed.zip", "packed.py", f"FACTOR = {factor + 1}"),
+            ("data.zip", "inner.txt", "inner"),
+        ):
+            with zipfile.ZipFile(folder / name, "w") as archive:
+                archive.writestr(member, text)
+        session.addArtifacts(str(folder / "brought_along.py"), str(folder / "packed.zip"), pyfile=True)
+        session.addArtifacts(str(folder / "note.txt"), file=True)
+        session.addArtifacts(f"{folder / 'data.zip'}#data", archive=True)
+
+    scope = {"__name__": "__main__"}
+    exec(textwrap.dedent(BROUGHT), scope)  # from __main__, so by value
+    sessions = [SparkSession.builder.remote(sparkgap_server.url).create() for _ in range(2)]
+    runs = []
+    for factor, session in zip((2, 5), sessions, strict=True):
+        bring(session, factor)
+        cpu = TorchDistributor(2, use_gpu=False, spark=session)
+        runs.append(cpu.submit(scope["main"], str(tmp_path / "door")).id)
+        if released:
+            session.stop()
+    (tmp_path / "door").write_text("open")
+    watching = SparkSession.builder.remote(sparkgap_server.url).create()
+    values = [attach(watching, run).result(timeout=60) for run in runs]
+    assert values == [(2, 3, "note 2", "inner"), (5, 6, "note 5", "inner")]
+    for session in [watching, *([] if released else sessions)]:
+        session.stop()

@@ -169,6 +169,9 @@ MESSAGES: dict[str, Message] = {
         run_id="run-1", attempt=1, rank=3, local_rank=1, world_size=4, local_world_size=2, node_rank=1, num_nodes=2, host="10.0.0.7",
         gpus=["0", "1"], cpus=8, max_result_bytes=512 << 20,
     ),
+    "rank_placement_session": node_pb2.RankPlacement(
+        run_id="run-1", python_path=["/work/artifacts/0f", "/work/artifacts/0f/package.zip"]
+    ),
     "meeting_point": node_pb2.MeetingPoint(host="10.0.0.7", port=29500),
     "rank_exit": node_pb2.RankExit(status=-9, pid=4711, last_lines=["epoch 1", ""]),
     "batch": node_pb2.Batch(length=2**33),

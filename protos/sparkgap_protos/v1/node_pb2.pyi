@@ -77,7 +77,7 @@ class OpenModel(_message.Message):
     def __init__(self, key: _Optional[str] = ..., name: _Optional[str] = ..., python_path: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RankPlacement(_message.Message):
-    __slots__ = ("run_id", "attempt", "rank", "local_rank", "world_size", "local_world_size", "node_rank", "num_nodes", "host", "gpus", "cpus", "max_result_bytes")
+    __slots__ = ("run_id", "attempt", "rank", "local_rank", "world_size", "local_world_size", "node_rank", "num_nodes", "host", "gpus", "cpus", "max_result_bytes", "python_path")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
@@ -90,6 +90,7 @@ class RankPlacement(_message.Message):
     GPUS_FIELD_NUMBER: _ClassVar[int]
     CPUS_FIELD_NUMBER: _ClassVar[int]
     MAX_RESULT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PYTHON_PATH_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     attempt: int
     rank: int
@@ -102,7 +103,8 @@ class RankPlacement(_message.Message):
     gpus: _containers.RepeatedScalarFieldContainer[str]
     cpus: int
     max_result_bytes: int
-    def __init__(self, run_id: _Optional[str] = ..., attempt: _Optional[int] = ..., rank: _Optional[int] = ..., local_rank: _Optional[int] = ..., world_size: _Optional[int] = ..., local_world_size: _Optional[int] = ..., node_rank: _Optional[int] = ..., num_nodes: _Optional[int] = ..., host: _Optional[str] = ..., gpus: _Optional[_Iterable[str]] = ..., cpus: _Optional[int] = ..., max_result_bytes: _Optional[int] = ...) -> None: ...
+    python_path: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, run_id: _Optional[str] = ..., attempt: _Optional[int] = ..., rank: _Optional[int] = ..., local_rank: _Optional[int] = ..., world_size: _Optional[int] = ..., local_world_size: _Optional[int] = ..., node_rank: _Optional[int] = ..., num_nodes: _Optional[int] = ..., host: _Optional[str] = ..., gpus: _Optional[_Iterable[str]] = ..., cpus: _Optional[int] = ..., max_result_bytes: _Optional[int] = ..., python_path: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class MeetingPoint(_message.Message):
     __slots__ = ("host", "port")

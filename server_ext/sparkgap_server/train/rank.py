@@ -62,6 +62,7 @@ def _run(task: RankTask, channel: socket.socket) -> int:
     placement = task.placement
     environment.apply(placement)
     keep_groups()
+    _use_session_files(list(placement.python_path))
     store = listen(placement) if placement.rank == 0 else None
     if store is not None:
         wire.send(channel, pb.ADDRESS, pb.MeetingPoint(host=placement.host, port=store.port))
@@ -81,6 +82,17 @@ def _run(task: RankTask, channel: socket.socket) -> int:
         return 0  # a process that user code forked has come back from it too; it must not write into the channel
     _deliver(value, task, channel)
     return 0
+
+
+def _use_session_files(python_path: list[str]) -> None:
+    """As in Spark's Python workers: modules are imported from the session's folder, and `SparkFiles` finds the others there."""
+    if not python_path:
+        return
+    from pyspark.core.files import SparkFiles
+
+    sys.path[:0] = python_path
+    SparkFiles._root_directory = python_path[0]
+    SparkFiles._is_running_on_worker = True
 
 
 def _body(task: RankTask) -> Callable[[], Any]:
