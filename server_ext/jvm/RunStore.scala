@@ -80,7 +80,8 @@ final class RunStore(directory: String, hadoop: Configuration, settings: Setting
 
   def remove(folder: Path, number: Int): Unit = fs.delete(segment(folder, number), false)
 
-  def create(file: Path): FSDataOutputStream = fs.create(file, RunStore.PrivateFile, false, 1 << 16, fs.getDefaultReplication(file), fs.getDefaultBlockSize(file), null)
+  def create(file: Path): FSDataOutputStream =
+    fs.create(file, RunStore.PrivateFile, false, 1 << 16, fs.getDefaultReplication(file), fs.getDefaultBlockSize(file), null)
 
   def beat(): Unit = {
     val former = beats.filter(_._1 == server)
