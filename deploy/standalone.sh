@@ -207,9 +207,10 @@ start() {
   spawn master "$SPARK_HOME/bin/spark-class" org.apache.spark.deploy.master.Master --host 127.0.0.1 --port 0 --webui-port 0
   await master "it named its port" logged master 'Starting Spark master at spark://[^ ]+$'
   master=$(sed -nE 's/.*Starting Spark master at (spark:[^ ]+)$/\1/p' "$dir/log/master")
+  # Each worker has a loopback address of its own, which makes it a host of its own for Spark: locality and speculation tell them apart.
   for ((number = 1; number <= workers; number++)); do
-    spawn "worker-$number" "$SPARK_HOME/bin/spark-class" org.apache.spark.deploy.worker.Worker \
-      --host 127.0.0.1 --port 0 --webui-port 0 --cores "$cores" --memory 1g "$master"
+    SPARK_LOCAL_IP=127.0.0.$number spawn "worker-$number" "$SPARK_HOME/bin/spark-class" org.apache.spark.deploy.worker.Worker \
+      --host "127.0.0.$number" --port 0 --webui-port 0 --cores "$cores" --memory 1g "$master"
   done
   token=$(random)
   SPARK_CONNECT_AUTHENTICATE_TOKEN=$token spawn server "$SPARK_HOME/bin/spark-submit" \

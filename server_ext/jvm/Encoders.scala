@@ -31,16 +31,25 @@ private[sparkgap] final class Layout {
   def toMessage: DynamicMessage = Schema.build("Column")("nodes" -> nodes, "buffers" -> buffers)
 }
 
-/** Collects one column, or one level of a nested one: `begin`, any number of `add`, `finish`. */
-private[sparkgap] abstract class ColumnEncoder {
+/** Collects one column, or one level of a nested one with `children` below it: `begin`, any number of `add`, `finish`. */
+private[sparkgap] abstract class ColumnEncoder(children: ColumnEncoder*) {
   protected var memory: BatchMemory = _
   protected var rows = 0
   private val nulls = new BitSet
+  private val regions = mutable.ArrayBuffer.empty[Region]
+
+  /** A buffer of this level, in the order of Arrow's layout. */
+  protected final def region(width: Int): Region = {
+    regions += new Region(ColumnEncoder.FirstRows * width)
+    regions.last
+  }
 
   def begin(into: BatchMemory): Unit = {
     memory = into
     rows = 0
     nulls.clear()
+    regions.foreach(_.begin(into))
+    children.foreach(_.begin(into))
   }
 
   final def add(row: SpecializedGetters, ordinal: Int): Unit = if (row.isNullAt(ordinal)) addNull() else addValue(row, ordinal)
@@ -54,7 +63,7 @@ private[sparkgap] abstract class ColumnEncoder {
     }
   }
 
-  def addNull(): Unit = {
+  final def addNull(): Unit = {
     nulls.set(rows)
     skip()
     rows += 1
@@ -62,12 +71,15 @@ private[sparkgap] abstract class ColumnEncoder {
 
   def finish(layout: Layout): Unit = {
     layout.node(rows, nulls.cardinality())
-    layout.buffer(validity)
+    layout.buffer(if (nulls.isEmpty) Seq(0L, 0L) else bitmap(nulls, flipped = true))
+    regions.foreach(each => layout.buffer(each.place))
+    children.foreach(_.finish(layout))
   }
 
   def length: Int = rows
   def close(): Unit = ()
 
+  /** Counts its row. */
   protected def addValue(row: SpecializedGetters, ordinal: Int): Unit
 
   /** What stands in the place of a null. */
@@ -75,30 +87,33 @@ private[sparkgap] abstract class ColumnEncoder {
 
   protected final def markNull(row: Int): Unit = nulls.set(row)
 
-  private def validity: Seq[Long] = if (nulls.isEmpty) Seq(0L, 0L) else {
-    val words = nulls.toLongArray
-    val length = (rows + 63L) / 64 * 8
-    val offset = memory.allocate(length)
-    (0 until (length / 8).toInt).foreach { index =>
-      Platform.putLong(null, memory.address + offset + index * 8L, if (index < words.length) ~words(index) else -1L)
+  /** Place of a bit a row. */
+  protected final def bitmap(bits: BitSet, flipped: Boolean): Seq[Long] = {
+    val (words, wanted) = (bits.toLongArray, (rows + 63) / 64)
+    val offset = memory.allocate(wanted * 8L)
+    (0 until wanted).foreach { index =>
+      val word = if (index < words.length) words(index) else 0L
+      Platform.putLong(null, memory.address + offset + index * 8L, if (flipped) ~word else word)
     }
-    Seq(offset, length)
+    Seq(offset, wanted * 8L)
   }
 }
 
 private[sparkgap] object ColumnEncoder {
-  private val FirstRows = 1024
+  /** Rows for which a region has room when it begins. */
+  val FirstRows = 1024L
 
   def apply(field: StructField, timeZone: String): ColumnEncoder = bulk(field.dataType).getOrElse(new ArrowEncoder(field, timeZone))
 
   private def bulk(kind: DataType): Option[ColumnEncoder] = kind match {
     case BooleanType => Some(new BooleanEncoder)
-    case ByteType => Some(new ByteEncoder)
-    case ShortType => Some(new ShortEncoder)
-    case IntegerType | DateType | _: YearMonthIntervalType => Some(new IntEncoder)
-    case LongType | TimestampType | TimestampNTZType | _: DayTimeIntervalType => Some(new LongEncoder)
-    case FloatType => Some(new FloatEncoder)
-    case DoubleType => Some(new DoubleEncoder)
+    case ByteType => Some(new FixedEncoder(1, (to, row, at) => Platform.putByte(null, to, row.getByte(at))))
+    case ShortType => Some(new FixedEncoder(2, (to, row, at) => Platform.putShort(null, to, row.getShort(at))))
+    case IntegerType | DateType | _: YearMonthIntervalType => Some(new FixedEncoder(4, (to, row, at) => Platform.putInt(null, to, row.getInt(at))))
+    case LongType | TimestampType | TimestampNTZType | _: DayTimeIntervalType =>
+      Some(new FixedEncoder(8, (to, row, at) => Platform.putLong(null, to, row.getLong(at))))
+    case FloatType => Some(new FixedEncoder(4, (to, row, at) => Platform.putFloat(null, to, row.getFloat(at))))
+    case DoubleType => Some(new FixedEncoder(8, (to, row, at) => Platform.putDouble(null, to, row.getDouble(at))))
     case _: StringType => Some(new BytesEncoder(binary = false))
     case BinaryType => Some(new BytesEncoder(binary = true))
     case ArrayType(element, _) => bulk(element).map(new ListEncoder(_))
@@ -108,21 +123,16 @@ private[sparkgap] object ColumnEncoder {
     case user: UserDefinedType[_] => bulk(user.sqlType)
     case _ => None
   }
-
-  /** Capacity that a region begins with. */
-  def capacity(width: Int): Long = FirstRows.toLong * width
 }
 
-/** Numbers, dates and times: `width` bytes a value, in rows, arrays and vectors alike. */
-private abstract class FixedEncoder(width: Int) extends ColumnEncoder {
-  private val values = new Region(ColumnEncoder.capacity(width))
+/** Copies one value to an address; Scala's own function types would box both numbers. */
+private trait Put {
+  def apply(address: Long, row: SpecializedGetters, ordinal: Int): Unit
+}
 
-  protected def put(address: Long, row: SpecializedGetters, ordinal: Int): Unit
-
-  override def begin(into: BatchMemory): Unit = {
-    super.begin(into)
-    values.begin(into)
-  }
+/** Numbers, dates and times: `width` bytes a value, in rows and arrays alike. */
+private final class FixedEncoder(width: Int, put: Put) extends ColumnEncoder {
+  private val values = region(width)
 
   override protected def addValue(row: SpecializedGetters, ordinal: Int): Unit = {
     put(values.reserve(width), row, ordinal)
@@ -150,50 +160,19 @@ private abstract class FixedEncoder(width: Int) extends ColumnEncoder {
     }
     false
   }
-
-  override def finish(layout: Layout): Unit = {
-    super.finish(layout)
-    layout.buffer(values.place)
-  }
-}
-
-private final class ByteEncoder extends FixedEncoder(1) {
-  override protected def put(address: Long, row: SpecializedGetters, ordinal: Int): Unit = Platform.putByte(null, address, row.getByte(ordinal))
-}
-
-private final class ShortEncoder extends FixedEncoder(2) {
-  override protected def put(address: Long, row: SpecializedGetters, ordinal: Int): Unit = Platform.putShort(null, address, row.getShort(ordinal))
-}
-
-private final class IntEncoder extends FixedEncoder(4) {
-  override protected def put(address: Long, row: SpecializedGetters, ordinal: Int): Unit = Platform.putInt(null, address, row.getInt(ordinal))
-}
-
-private final class LongEncoder extends FixedEncoder(8) {
-  override protected def put(address: Long, row: SpecializedGetters, ordinal: Int): Unit = Platform.putLong(null, address, row.getLong(ordinal))
-}
-
-private final class FloatEncoder extends FixedEncoder(4) {
-  override protected def put(address: Long, row: SpecializedGetters, ordinal: Int): Unit = Platform.putFloat(null, address, row.getFloat(ordinal))
-}
-
-private final class DoubleEncoder extends FixedEncoder(8) {
-  override protected def put(address: Long, row: SpecializedGetters, ordinal: Int): Unit = Platform.putDouble(null, address, row.getDouble(ordinal))
 }
 
 /** A bit a value. */
 private final class BooleanEncoder extends ColumnEncoder {
-  private val values = new Region(ColumnEncoder.capacity(1))
-  private val bits = new BitSet
+  private val values = new BitSet
 
   override def begin(into: BatchMemory): Unit = {
     super.begin(into)
-    values.begin(into)
-    bits.clear()
+    values.clear()
   }
 
   override protected def addValue(row: SpecializedGetters, ordinal: Int): Unit = {
-    if (row.getBoolean(ordinal)) bits.set(rows)
+    if (row.getBoolean(ordinal)) values.set(rows)
     rows += 1
   }
 
@@ -201,23 +180,17 @@ private final class BooleanEncoder extends ColumnEncoder {
 
   override def finish(layout: Layout): Unit = {
     super.finish(layout)
-    val (packed, bytes) = (bits.toByteArray, (rows + 7) / 8)
-    val address = values.reserve(bytes)
-    Platform.setMemory(address, 0.toByte, bytes)
-    Platform.copyMemory(packed, Platform.BYTE_ARRAY_OFFSET, null, address, packed.length)
-    layout.buffer(values.place)
+    layout.buffer(bitmap(values, flipped = false))
   }
 }
 
 /** Strings and binaries, end to end. */
 private final class BytesEncoder(binary: Boolean) extends ColumnEncoder {
-  private val offsets = new Region(ColumnEncoder.capacity(4))
-  private val bytes = new Region(ColumnEncoder.capacity(32))
+  private val offsets = region(4)
+  private val bytes = region(32)
 
   override def begin(into: BatchMemory): Unit = {
     super.begin(into)
-    offsets.begin(into)
-    bytes.begin(into)
     Platform.putInt(null, offsets.reserve(4), 0)
   }
 
@@ -235,21 +208,13 @@ private final class BytesEncoder(binary: Boolean) extends ColumnEncoder {
   }
 
   override protected def skip(): Unit = Platform.putInt(null, offsets.reserve(4), bytes.size.toInt)
-
-  override def finish(layout: Layout): Unit = {
-    super.finish(layout)
-    layout.buffer(offsets.place)
-    layout.buffer(bytes.place)
-  }
 }
 
-private final class ListEncoder(elements: ColumnEncoder) extends ColumnEncoder {
-  private val offsets = new Region(ColumnEncoder.capacity(4))
+private final class ListEncoder(elements: ColumnEncoder) extends ColumnEncoder(elements) {
+  private val offsets = region(4)
 
   override def begin(into: BatchMemory): Unit = {
     super.begin(into)
-    offsets.begin(into)
-    elements.begin(into)
     Platform.putInt(null, offsets.reserve(4), 0)
   }
 
@@ -260,20 +225,9 @@ private final class ListEncoder(elements: ColumnEncoder) extends ColumnEncoder {
   }
 
   override protected def skip(): Unit = Platform.putInt(null, offsets.reserve(4), elements.length)
-
-  override def finish(layout: Layout): Unit = {
-    super.finish(layout)
-    layout.buffer(offsets.place)
-    elements.finish(layout)
-  }
 }
 
-private final class StructEncoder(fields: Array[ColumnEncoder]) extends ColumnEncoder {
-  override def begin(into: BatchMemory): Unit = {
-    super.begin(into)
-    fields.foreach(_.begin(into))
-  }
-
+private final class StructEncoder(fields: Array[ColumnEncoder]) extends ColumnEncoder(fields.toSeq: _*) {
   override protected def addValue(row: SpecializedGetters, ordinal: Int): Unit = {
     val struct = row.getStruct(ordinal, fields.length)
     var index = 0
@@ -285,11 +239,6 @@ private final class StructEncoder(fields: Array[ColumnEncoder]) extends ColumnEn
   }
 
   override protected def skip(): Unit = fields.foreach(_.addNull())
-
-  override def finish(layout: Layout): Unit = {
-    super.finish(layout)
-    fields.foreach(_.finish(layout))
-  }
 }
 
 /** Any other column (decimals, maps, intervals), by the writer that Spark uses for its Python workers. */

@@ -102,6 +102,7 @@ private[sparkgap] final class ModelConversation(
     hangUp()
     encoders.foreach(_.close())
     slots.foreach(_.close())
+    metrics("sharedMemory") += accounted.getUsed
     accounted.close()
   }
 

@@ -30,12 +30,13 @@ case class PredictExec(udf: PythonUDF, result: Attribute, kept: Seq[Attribute], 
     "bytesReceived" -> SQLMetrics.createSizeMetric(sparkContext, "bytes from the model"),
     "modelTime" -> SQLMetrics.createNanoTimingMetric(sparkContext, "time in the model"),
     "waitingTime" -> SQLMetrics.createNanoTimingMetric(sparkContext, "time waiting for the model"),
+    "sharedMemory" -> SQLMetrics.createSizeMetric(sparkContext, "memory shared with the model, of the tasks' execution memory"),
     "loadTime" -> SQLMetrics.createNanoTimingMetric(sparkContext, "time loading the model"))
 
   override protected def doExecute(): RDD[InternalRow] = {
     val payload = udf.func.broadcastVars.asScala.headOption
     val task = PredictTask(Predict.planOf(udf).get.toByteArray, payload, udf.children, udf.dataType, kept, child.output, conf.sessionLocalTimeZone, metrics)
-    child.execute().mapPartitionsWithIndexInternal((partition, rows) => task.predict(new Input(task, rows, partition)))
+    child.execute().mapPartitionsWithIndexInternal((partition, rows) => task.predict(rows, partition))
   }
 }
 
@@ -56,46 +57,31 @@ private final case class PredictTask(
     Option.when(!found.contains(-1))(found.toArray)
   }
 
-  def predict(from: Input): Iterator[InternalRow] = if (!from.hasNext) Iterator.empty else {
+  def predict(rows: Iterator[InternalRow], partition: Int): Iterator[InternalRow] = if (!rows.hasNext) Iterator.empty else {
     val message = Schema.parse("PredictPlan", plan)
     val context = TaskContext.get()
     val columns = StructType(arguments.zipWithIndex.map { case (each, index) => StructField(index.toString, each.dataType, each.nullable) })
     val conversation = new ModelConversation(message, payload, columns, returns, timeZone, new Settings(SparkEnv.get.conf).maxBatchBytes, metrics)
     context.addTaskCompletionListener[Unit](_ => conversation.close())
-    val predictions = new Predictions(from, conversation, message.int("batch_size"), metrics("numOutputRows"))
-    if (kept.isEmpty) withoutColumns(predictions)
-    else {
-      val queue = RowQueues.create(context.taskMemoryManager(), kept.length)
-      context.addTaskCompletionListener[Unit](_ => queue.close())
-      from.keep(queue)
-      withColumns(predictions, queue)
-    }
-  }
-
-  private def withoutColumns(predictions: Iterator[InternalRow]): Iterator[InternalRow] = {
-    val toResult = UnsafeProjection.create(Array(returns))
-    predictions.map(toResult)
-  }
-
-  private def withColumns(predictions: Iterator[InternalRow], queue: RowQueues.Queue): Iterator[InternalRow] = {
-    val joined = new JoinedRow
+    val queue = Option.when(kept.nonEmpty)(RowQueues.create(context.taskMemoryManager(), kept.length))
+    queue.foreach(each => context.addTaskCompletionListener[Unit](_ => each.close()))
+    val predictions = new Predictions(new Input(this, rows, partition, queue), conversation, message.int("batch_size"), metrics("numOutputRows"))
     val toResult = UnsafeProjection.create((kept.map(_.dataType) :+ returns).toArray)
-    predictions.map(prediction => toResult(joined(queue.remove(), prediction)))
+    queue.fold(predictions.map(toResult(_))) { waiting =>
+      val joined = new JoinedRow
+      predictions.map(prediction => toResult(joined(waiting.remove(), prediction)))
+    }
   }
 }
 
-/** The rows of a partition on their way into batches. */
-private final class Input(task: PredictTask, rows: Iterator[InternalRow], partition: Int) {
+/** The rows of a partition on their way into batches; what is kept of each goes into Spark's own queue, which spills. */
+private final class Input(task: PredictTask, rows: Iterator[InternalRow], partition: Int, queue: Option[RowQueues.Queue]) {
   private val direct = task.ordinals
   private val ordinals = direct.getOrElse(task.arguments.indices.toArray)
   private val toArguments = Option.when(direct.isEmpty)(UnsafeProjection.create(task.arguments, task.input))
   toArguments.foreach(_.initialize(partition)) // for random expressions
-  private var waiting: Option[RowQueues.Queue] = None
   private val toKept = UnsafeProjection.create(task.kept, task.input)
   private val keepsAll = task.kept == task.input
-
-  /** What is kept of each row goes there, in Spark's own queue, which spills. */
-  def keep(queue: RowQueues.Queue): Unit = waiting = Some(queue)
 
   def hasNext: Boolean = rows.hasNext
 
@@ -104,7 +90,7 @@ private final class Input(task: PredictTask, rows: Iterator[InternalRow], partit
     var filled = 0
     while (filled < limit && rows.hasNext) {
       val row = rows.next()
-      if (waiting.isDefined) waiting.get.add(row match {
+      if (queue.isDefined) queue.get.add(row match {
         case unsafe: UnsafeRow if keepsAll => unsafe
         case other => toKept(other)
       })

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         f"spark.worker.resource.gpu.discoveryScript={discovery}",
         "spark.executor.resource.gpu.amount=2",
         "spark.task.resource.gpu.amount=1",
+        "spark.speculation=true",
+        "spark.speculation.minTaskRuntime=2s",
     ):
         command += ["--conf", setting]
     started = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
@@ -132,6 +135,30 @@ def first_time(marker: Path) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def test_a_task_that_hangs_with_its_model_is_overtaken_on_another_host(spark: SparkSession, tmp_path: Path) -> None:
+    hung = tmp_path / "hung"
+    only_first = with_helpers(first_time)
+
+    def make_predict_fn() -> Any:
+        import time
+
+        def predict(x: Any) -> Any:
+            if 0 in x and only_first(hung):
+                time.sleep(120)
+            return x * 2
+
+        return predict
+
+    predict = predict_batch_udf(make_predict_fn, return_type="long", batch_size=10)
+    # The task beside it waits for the same model, so that 38 of 40 end: enough for Spark to start the last ones again.
+    began = time.monotonic()
+    rows = spark.range(0, 400, 1, 40).select("id", predict("id").alias("p")).collect()
+    assert time.monotonic() - began < 100, "nothing overtook the task that hung for 120 s"
+    assert hung.exists()
+    assert sorted(row.id for row in rows) == list(range(400))
+    assert all(row.p == 2 * row.id for row in rows)
 
 
 def test_a_task_whose_model_host_is_killed_is_run_again(spark: SparkSession, tmp_path: Path) -> None:

@@ -98,20 +98,53 @@ class TestPlan:
         assert [name for name in ("id", "half") if f"{name}#" in waiting] == kept
 
 
+def counted(frame):
+    """What the Predict node of the query counted that has been run."""
+    nodes = frame.executionInfo.metrics._metrics
+    return {metric.name: metric.value for node in nodes for metric in node.metrics if node.name.startswith("Predict")}
+
+
 def test_a_query_counts_rows_batches_bytes_and_times(spark, folder):
     frame = spark.read.parquet(folder).select(double(batch_size=8)("id"))
     frame.collect()
-    counted = {
-        metric.name: metric.value
-        for node in frame.executionInfo.metrics._metrics
-        for metric in node.metrics
-        if node.name.startswith("Predict")
-    }
-    assert counted["numOutputRows"] == 100
-    assert counted["batches"] == 13
-    assert counted["bytesSent"] == 800
-    assert counted["bytesReceived"] == 800
-    assert min(counted[name] for name in ("modelTime", "waitingTime", "loadTime")) > 0
+    found = counted(frame)
+    assert found["numOutputRows"] == 100
+    assert found["batches"] == 13
+    assert found["bytesSent"] == 800
+    assert found["bytesReceived"] == 800
+    assert min(found[name] for name in ("modelTime", "waitingTime", "loadTime")) > 0
+
+
+@pytest.fixture(scope="module")
+def strict():
+    """A session of a server that fails a task which leaves execution memory behind, and takes batches of 4 MB."""
+    conf = {"spark.unsafe.exceptionOnMemoryLeak": "true", "spark.sparkgap.batch.maxBytes": "4m"}
+    with LocalServer("local[2]", conf=conf) as server:
+        session = SparkSession.builder.remote(server.url).create()
+        yield session
+        session.stop()
+
+
+def totals(session, rows, batch_size):
+    """Predictions for rows of 8 kB."""
+    wide = session.range(0, rows, 1, 1).select(F.array_repeat(F.col("id").cast("double"), 1000).alias("x"))
+    udf = predict_batch_udf(make_total, return_type="double", batch_size=batch_size, input_tensor_shapes=[[1000]])
+    return wide.select(udf("x"))
+
+
+class TestMemory:
+    def test_what_a_task_shares_with_the_model_is_execution_memory_and_given_back(self, strict):
+        frame = totals(strict, 1000, 300)
+        assert sum(row[0] for row in frame.collect()) == 1000 * sum(range(1000))
+        assert 2 * 300 * 8000 <= counted(frame)["sharedMemory"] <= 2 * (4 << 20), "two batches of 2.4 MB"
+
+    def test_also_by_a_query_that_is_not_read_to_its_end(self, strict):
+        assert len(totals(strict, 5000, 10).limit(3).collect()) == 3
+
+    def test_a_batch_larger_than_its_limit_is_refused_with_the_setting_named(self, strict):
+        with pytest.raises(PySparkException, match=r"spark\.sparkgap\.batch\.maxBytes.*lower batch_size"):
+            totals(strict, 1000, 600).collect()
+        assert len(totals(strict, 1000, 500).collect()) == 1000
 
 
 MOMENT = dt.datetime(2024, 5, 6, 7, 8, 9, 123456)
@@ -229,20 +262,6 @@ def test_a_cancelled_query_lets_go_of_the_model_which_serves_the_next(spark, tmp
     assert journal.read_text().count("batch") <= batches + 2, "the model goes on for nobody"
     assert spark.range(1).select(slow("id")).collect() == [(0.0,)]
     assert journal.read_text().count("load") == 1
-
-
-def test_a_batch_larger_than_its_limit_is_refused_with_the_setting_named():
-    with LocalServer("local[2]", conf={"spark.sparkgap.batch.maxBytes": "1m"}) as server:
-        session = SparkSession.builder.remote(server.url).create()
-        try:
-            wide = session.range(0, 1000, 1, 1).select(F.array_repeat(F.col("id").cast("double"), 1000).alias("x"))
-            total = predict_batch_udf(make_total, return_type="double", batch_size=500, input_tensor_shapes=[[1000]])
-            with pytest.raises(PySparkException, match=r"spark\.sparkgap\.batch\.maxBytes.*lower batch_size"):
-                wide.select(total("x")).collect()
-            fits = predict_batch_udf(make_total, return_type="double", batch_size=50, input_tensor_shapes=[[1000]])
-            assert sum(row[0] for row in wide.select(fits("x")).collect()) == 1000 * sum(range(1000))
-        finally:
-            session.stop()
 
 
 def make_total():
