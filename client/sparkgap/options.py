@@ -113,19 +113,32 @@ def _check_value_type(data_type: DataType, where: str) -> None:
         )
 
 
+def by_input(option: str, entries: str, given: Any) -> tuple[bool, list[tuple[int, Any]]]:
+    """An option with an entry for each input: whether it is a dict, which may leave inputs out, and the entries with their positions.
+
+    Raises
+    ------
+    PlanError
+        It is neither a list nor a dict, or a key is no position.
+    """
+    if not isinstance(given, (list, tuple, Mapping)):
+        raise PlanError(f"{option} has to be a list or a dict of {entries}, got {given!r}")
+    sparse = isinstance(given, Mapping)
+    found = list(given.items() if isinstance(given, Mapping) else enumerate(given))
+    for index, _ in found:
+        if isinstance(index, bool) or not isinstance(index, int) or index < 0:
+            raise PlanError(f"{option} has the key {index!r}: the position of an input is needed")
+    return sparse, found
+
+
 def _dtypes(given: Dtypes | None) -> pb.InputDtypes | None:
     if given is None:
         return None
-    if isinstance(given, Mapping):
-        return pb.InputDtypes(sparse=True, dtypes=[_dtype(dtype, index) for index, dtype in given.items()])
-    if not isinstance(given, (list, tuple)):
-        raise PlanError(f"input_dtypes has to be a list or a dict of dtypes, got {given!r}")
-    return pb.InputDtypes(dtypes=[_dtype(dtype, index) for index, dtype in enumerate(given)])
+    sparse, found = by_input("input_dtypes", "dtypes", given)
+    return pb.InputDtypes(sparse=sparse, dtypes=[_dtype(dtype, index) for index, dtype in found])
 
 
 def _dtype(given: Any, index: int) -> pb.InputDtype:
-    if isinstance(index, bool) or not isinstance(index, int) or index < 0:
-        raise PlanError(f"input_dtypes has the key {index!r}: the position of an input is needed")
     if given is None:
         return pb.InputDtype(index=index)
     name = given if isinstance(given, str) else None

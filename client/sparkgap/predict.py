@@ -15,7 +15,7 @@ from sparkgap_protos.v1 import plan_pb2 as pb
 from sparkgap import channel
 from sparkgap.errors import PlanError
 from sparkgap.modules import Modules, Needs, checked, with_function
-from sparkgap.options import Dtypes, PlanOptions, check_return_type, label
+from sparkgap.options import Dtypes, PlanOptions, by_input, check_return_type, label
 
 if TYPE_CHECKING:
     from pyspark.sql import Column
@@ -229,16 +229,11 @@ _pickles: weakref.WeakValueDictionary[str, _Pickled] = weakref.WeakValueDictiona
 def _shapes(given: Shapes | None) -> pb.InputShapes | None:
     if given is None:
         return None
-    if isinstance(given, Mapping):
-        return pb.InputShapes(sparse=True, shapes=[_shape(shape, index) for index, shape in given.items()])
-    if not isinstance(given, (list, tuple)):
-        raise PlanError(f"input_tensor_shapes has to be a list or a dict of shapes, got {given!r}")
-    return pb.InputShapes(shapes=[_shape(shape, index) for index, shape in enumerate(given)])
+    sparse, found = by_input("input_tensor_shapes", "shapes", given)
+    return pb.InputShapes(sparse=sparse, shapes=[_shape(shape, index) for index, shape in found])
 
 
 def _shape(shape: Sequence[int] | None, index: int) -> pb.InputShape:
-    if isinstance(index, bool) or not isinstance(index, int) or index < 0:
-        raise PlanError(f"input_tensor_shapes has the key {index!r}: the position of an input is needed")
     if shape is None:
         return pb.InputShape(index=index)
     try:

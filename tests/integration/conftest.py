@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 
 import pytest
+from pyspark.sql import SparkSession
 
 
 @pytest.fixture
@@ -13,7 +15,7 @@ def spark(sparkgap_session):
     return sparkgap_session
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def eventually():
     """`eventually(check, seconds, what)` returns the first true answer of `check`, or fails once the seconds are over."""
 
@@ -25,3 +27,23 @@ def eventually():
         return answer
 
     return wait
+
+
+@pytest.fixture(scope="module")
+def predicting_session(sparkgap_server):
+    """`predicting_session(direct)` opens a session for one way of prediction, which lasts as long as the module's tests."""
+    with ExitStack() as cleanup:
+
+        def open_session(direct):
+            session = SparkSession.builder.remote(sparkgap_server.url).create()
+            cleanup.callback(session.stop)
+            session.conf.set("spark.sparkgap.predict.direct", "true" if direct else "false")
+            return session
+
+        yield open_session
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["direct", "workers"])
+def either_way(predicting_session, request):
+    """A session for each way of prediction: Spark keeps its Python workers by session."""
+    return predicting_session(request.param)

@@ -29,13 +29,9 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = pytest.mark.timeout(120)
 
 
-@pytest.fixture(scope="module", params=["true", "false"], ids=["direct", "workers"])
-def spark(sparkgap_server, request):
-    """One session for each way of execution: Spark keeps its Python workers by session."""
-    session = SparkSession.builder.remote(sparkgap_server.url).create()
-    session.conf.set("spark.sparkgap.predict.direct", request.param)
-    yield session
-    session.stop()
+@pytest.fixture(scope="module")
+def spark(either_way):
+    return either_way
 
 
 @pytest.fixture(scope="module")

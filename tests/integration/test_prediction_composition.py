@@ -8,7 +8,7 @@ import pytest
 import sparkgap
 from pyspark import cloudpickle
 from pyspark.errors import AnalysisException
-from pyspark.sql import SparkSession, Window
+from pyspark.sql import Window
 from pyspark.sql import functions as F
 from sparkgap import predict_batch_udf
 
@@ -18,15 +18,12 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = pytest.mark.timeout(120)
 
 
-@pytest.fixture(scope="module", params=["true", "false"], ids=["direct", "workers"])
-def spark(sparkgap_server, request):
-    """One session for each way of execution, with the tables a (id 0 to 7, k = id % 2) and b (label 0 to 7)."""
-    session = SparkSession.builder.remote(sparkgap_server.url).create()
-    session.conf.set("spark.sparkgap.predict.direct", request.param)
-    session.range(0, 8, 1, 2).withColumn("k", F.expr("id % 2")).createOrReplaceTempView("a")
-    session.range(0, 8, 1, 2).withColumnRenamed("id", "label").createOrReplaceTempView("b")
-    yield session
-    session.stop()
+@pytest.fixture(scope="module")
+def spark(either_way):
+    """With the tables a (id 0 to 7, k = id % 2) and b (label 0 to 7)."""
+    either_way.range(0, 8, 1, 2).withColumn("k", F.expr("id % 2")).createOrReplaceTempView("a")
+    either_way.range(0, 8, 1, 2).withColumnRenamed("id", "label").createOrReplaceTempView("b")
+    return either_way
 
 
 class Predictions:

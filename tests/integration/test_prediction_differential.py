@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,14 +149,8 @@ def as_seen(value: Any, shape: list[int] | None, dtype: str | None, column: pa.A
 
 
 @pytest.fixture(scope="module")
-def sessions(sparkgap_server):
-    with ExitStack() as cleanup:
-        made = {}
-        for way, direct in (("direct", "true"), ("workers", "false")):
-            made[way] = SparkSession.builder.remote(sparkgap_server.url).create()
-            cleanup.callback(made[way].stop)
-            made[way].conf.set("spark.sparkgap.predict.direct", direct)
-        yield made
+def sessions(predicting_session):
+    return {way: predicting_session(way == "direct") for way in ("direct", "workers")}
 
 
 @pytest.mark.parametrize("way", ["direct", "workers"])

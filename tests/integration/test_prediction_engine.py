@@ -8,7 +8,6 @@ import os
 import sys
 import threading
 import time
-from contextlib import ExitStack
 
 import numpy as np
 import pyarrow as pa
@@ -27,16 +26,9 @@ pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture(scope="module")
-def sessions(sparkgap_server):
+def sessions(predicting_session):
     """The direct way, and Spark's Python workers."""
-    with ExitStack() as cleanup:
-        made = []
-        for direct in ("true", "false"):
-            session = SparkSession.builder.remote(sparkgap_server.url).create()
-            cleanup.callback(session.stop)
-            session.conf.set("spark.sparkgap.predict.direct", direct)
-            made.append(session)
-        yield made
+    return [predicting_session(direct) for direct in (True, False)]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 from pyspark import cloudpickle
 from pyspark.errors import PythonException
 from pyspark.ml.functions import predict_batch_udf as pyspark_predict
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import DataType
 from sparkgap import predict_batch_udf as sparkgap_predict
@@ -115,12 +115,9 @@ REFUSED = {
 }
 
 
-@pytest.fixture(scope="module", params=["true", "false"], ids=["direct", "workers"])
-def spark(sparkgap_server, request):
-    session = SparkSession.builder.remote(sparkgap_server.url).create()
-    session.conf.set("spark.sparkgap.predict.direct", request.param)
-    yield session
-    session.stop()
+@pytest.fixture(scope="module")
+def spark(either_way):
+    return either_way
 
 
 @pytest.fixture(scope="module")

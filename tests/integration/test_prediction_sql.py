@@ -19,14 +19,11 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = pytest.mark.timeout(120)
 
 
-@pytest.fixture(scope="module", params=["true", "false"], ids=["direct", "workers"])
-def spark(sparkgap_server, request):
-    """One session for each way of execution: Spark keeps its Python workers by session."""
-    session = SparkSession.builder.remote(sparkgap_server.url).create()
-    session.conf.set("spark.sparkgap.predict.direct", request.param)
-    session.range(0, 10, 1, 2).createOrReplaceTempView("ten")
-    yield session
-    session.stop()
+@pytest.fixture(scope="module")
+def spark(either_way):
+    """With the ids 0 to 9 as the view ten."""
+    either_way.range(0, 10, 1, 2).createOrReplaceTempView("ten")
+    return either_way
 
 
 def make_plus_one():

@@ -13,7 +13,6 @@ from pyspark import cloudpickle
 from pyspark.errors import PythonException
 from pyspark.errors.exceptions.connect import IllegalArgumentException
 from pyspark.ml.linalg import SparseVector, Vectors, VectorUDT
-from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
     ArrayType,
@@ -42,14 +41,11 @@ pytestmark = pytest.mark.timeout(120)
 ZONE = "America/New_York"
 
 
-@pytest.fixture(scope="module", params=["true", "false"], ids=["direct", "workers"])
-def spark(sparkgap_server, request):
-    """One session for each way of execution, in a time zone that is not the machine's."""
-    session = SparkSession.builder.remote(sparkgap_server.url).create()
-    session.conf.set("spark.sparkgap.predict.direct", request.param)
-    session.conf.set("spark.sql.session.timeZone", ZONE)
-    yield session
-    session.stop()
+@pytest.fixture(scope="module")
+def spark(either_way):
+    """In a time zone that is not the machine's."""
+    either_way.conf.set("spark.sql.either_way.timeZone", ZONE)
+    return either_way
 
 
 @pytest.fixture(scope="module")

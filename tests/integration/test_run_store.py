@@ -76,14 +76,6 @@ def server_at(directory, **more):
     return LocalServer("local[2]", conf={"spark.sparkgap.runs.dir": str(directory), **more})
 
 
-def within(seconds, check, what):
-    deadline = time.monotonic() + seconds
-    while not (answer := check()):
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
-    return answer
-
-
 def kill(server):
     """SIGKILL to the JVM, as from the kernel; its nursery follows by itself."""
     family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
@@ -106,7 +98,7 @@ def holds(directory, text):
 
 
 @pytest.fixture(scope="module")
-def restarted(tmp_path_factory):
+def restarted(tmp_path_factory, eventually):
     """The second server on a directory; the first was killed with a run alive, and one file damaged afterwards."""
     directory = tmp_path_factory.mktemp("store") / "runs"
     first = server_at(directory).start()
@@ -119,8 +111,10 @@ def restarted(tmp_path_factory):
                 assert submit(ann, run_id, talk_and_return, 10 << 20).result(60)
             assert submit(eve, "done", talk_and_return, 3).result(60) == b"vvv"
             submit(ann, "alive", talk_and_stay)
-            within(20, lambda: holds(directory, "still there"), "the line of the run that is alive is stored")
-            within(20, lambda: runs(ann).state.isin(["SUCCEEDED", "FAILED", "RUNNING"]).all(), "all have ended but one")
+            eventually(lambda: holds(directory, "still there"), 20, "the line of the run that is alive is stored")
+            eventually(
+                lambda: runs(ann).state.isin(["SUCCEEDED", "FAILED", "RUNNING"]).all(), 20, "all have ended but one"
+            )
         kill(first)
     finally:
         first.stop()
@@ -236,22 +230,24 @@ def test_files_are_the_servers_alone_and_stay_in_the_directory(restarted):
 # ---- An orderly stop, retention ----
 
 
-def test_a_server_that_is_stopped_cancels_its_runs_and_the_next_one_knows(tmp_path):
+def test_a_server_that_is_stopped_cancels_its_runs_and_the_next_one_knows(tmp_path, eventually):
     with server_at(tmp_path / "runs") as server, session_on(server) as ann:
         assert submit(ann, "old", talk_and_return, 1).result(60)
         assert submit(ann, "done", talk_and_return, 1 << 20).result(60)
         submit(ann, "alive", talk_and_stay)
-        within(20, lambda: attach(ann, "alive").status == "RUNNING", "the run runs")
+        eventually(lambda: attach(ann, "alive").status == "RUNNING", 20, "the run runs")
     for path in segments(tmp_path / "runs", "old"):
         os.utime(path, (time.time() - 3 * 86400,) * 2)
     more = {"spark.sparkgap.runs.maxAge": "2d", "spark.sparkgap.runs.maxBytes": "3m"}
     with server_at(tmp_path / "runs", **more) as server, session_on(server) as ann:
-        within(20, lambda: runs(ann).id.tolist() == ["alive", "done"], "the run that is too old is forgotten")
+        eventually(lambda: runs(ann).id.tolist() == ["alive", "done"], 20, "the run that is too old is forgotten")
         assert attach(ann, "alive").status == "CANCELLED"
         assert runs(ann).error[0] == "the server is stopping"
         for index in range(3):
             assert submit(ann, f"big-{index}", talk_and_return, 1 << 20).result(60)
-        within(20, lambda: not list((tmp_path / "runs").glob("*/done-*")), "the oldest of too many bytes is removed")
+        eventually(
+            lambda: not list((tmp_path / "runs").glob("*/done-*")), 20, "the oldest of too many bytes is removed"
+        )
         assert segments(tmp_path / "runs", "big-2")
         with pytest.raises(RunNotFoundError):
             attach(ann, "old")
@@ -278,12 +274,12 @@ def object_store(tmp_path_factory):
     }
 
 
-def test_a_filesystem_without_append_rename_and_overwrite_serves(object_store, tmp_path):
+def test_a_filesystem_without_append_rename_and_overwrite_serves(object_store, tmp_path, eventually):
     with server_at(f"objects:{tmp_path}/runs", **object_store) as server:
         with session_on(server) as ann:
             assert submit(ann, "done", talk_and_return, 10 << 20).result(60)
             submit(ann, "alive", talk_and_stay)
-            within(20, lambda: holds(tmp_path / "runs", "still there"), "the line is stored")
+            eventually(lambda: holds(tmp_path / "runs", "still there"), 20, "the line is stored")
             assert attach(ann, "alive").notice == ""
         kill(server)
     with server_at(f"objects:{tmp_path}/runs", **object_store) as server, session_on(server) as ann:
