@@ -44,7 +44,7 @@ ZONE = "America/New_York"
 @pytest.fixture(scope="module")
 def spark(either_way):
     """In a time zone that is not the machine's."""
-    either_way.conf.set("spark.sql.either_way.timeZone", ZONE)
+    either_way.conf.set("spark.sql.session.timeZone", ZONE)
     return either_way
 
 

@@ -681,9 +681,10 @@ def test_every_part_gets_the_wrapped_java_the_python_and_loopback(cluster):
         lines = path.read_text().splitlines()
         assert f"JAVA_HOME={cluster.folder}/java" in lines
         assert f"PYSPARK_PYTHON={cluster.folder.parent}/python" in lines
-        assert "SPARK_LOCAL_IP=127.0.0.1" in lines
+        assert f"SPARK_LOCAL_IP=127.0.0.{2 if path.stem == 'worker-2' else 1}" in lines
     worker = (cluster.notes / "worker-2.argv").read_text().split()
     assert worker[worker.index("--cores") + 1] == "3"
+    assert worker[worker.index("--host") + 1] == "127.0.0.2"
     assert worker[-1] == "spark://127.0.0.1:4711"
     settings = properties((cluster.folder / "conf/spark-defaults.conf").read_text())
     assert settings.items() >= EXTENSION.items()
