@@ -103,6 +103,21 @@ def lost_status() -> run_pb2.RunStatus:
     )
 
 
+def server_report() -> run_pb2.ServerReport:
+    return run_pb2.ServerReport(
+        protocol=1, spark="4.2.1", java="17.0.15", master="local[4]", slots=4, busy_slots=1, active_runs=2, queued_runs=1,
+        executors=[
+            run_pb2.ExecutorReport(
+                id="driver", host="node-7", cores=4, running_tasks=1, gpus=["0", "1"], python="3.11", sparkgap="0.1.0",
+                torch="2.13.0+cpu",
+            ),
+            run_pb2.ExecutorReport(id="1", failure="the nursery ended with status 1"),
+        ],
+        settings=[plan_pb2.Setting(key="spark.task.cpus", value="1")], runs_dir_problem="no space left on device",
+        session_files=True,
+    )  # fmt: skip
+
+
 def event(**kind: Message) -> run_pb2.RunEvent:
     return run_pb2.RunEvent(attempt=1, rank=1, time=1_700_000_000_123_456, **kind)
 
@@ -124,12 +139,27 @@ MESSAGES: dict[str, Message] = {
             plan=plan_pb2.TrainPlan(run_id="run-1", name="main_fn", num_processes=2, function=payload(), all_results=True)
         )
     ),
+    "command_submit_limits": command(
+        submit=plan_pb2.SubmitRun(
+            plan=plan_pb2.TrainPlan(
+                run_id="run-1", num_processes=2, max_failures=3, refuse_to_wait=True,
+                resources=plan_pb2.RankResources(cpus=4, gpus=2),
+            )
+        )
+    ),
+    "payload_files": plan_pb2.Payload(
+        python="3.11", files=[plan_pb2.SourceFile(path="conf/base é.yaml", data=b"lr: 1\n")]
+    ),
+    "script_folder": plan_pb2.Script(
+        name="project", files=[plan_pb2.SourceFile(path="project/__main__.py", data=b"print('hello')\n")]
+    ),
     "payload_of_ranks": plan_pb2.Payload(ranks=[payload(), payload()]),
     "command_follow": command(follow=follow()),
     "command_cancel": command(cancel=plan_pb2.CancelRun(run_id="run-1", reason="interrupted at the client (Ctrl-C)")),
     "command_register": command(register=plan_pb2.RegisterFunction(name="classify", plan=predict_plan())),
     "query_run": query(run=plan_pb2.RunQuery(run_id="run-1")),
     "query_list": query(list=plan_pb2.ListRunsQuery()),
+    "query_server": query(server=plan_pb2.ServerQuery()),
     "query_payload": query(payload=plan_pb2.PayloadQuery(digest="0f" * 32, bytes=5 * 2**30, name="make_digits")),
     "query_hello": query(hello=plan_pb2.HelloQuery()),
     "predict_plan": predict_plan(),
@@ -144,6 +174,12 @@ MESSAGES: dict[str, Message] = {
         refusal=run_pb2.Refusal(reason=run_pb2.Refusal.RESOURCES, message="3 slots are needed, 2 are there")
     ),
     "reply_status": run_pb2.Reply(status=status()),
+    "reply_status_queued": run_pb2.Reply(
+        status=run_pb2.RunStatus(
+            run_id="run-3", state=run_pb2.QUEUED, queue_position=2, waiting_for="4 task slots; 2 of 4 are taken", max_failures=3
+        )
+    ),
+    "reply_server": run_pb2.Reply(server=server_report()),
     "reply_list": run_pb2.Reply(list=run_pb2.RunList(runs=[lost_status(), status()])),
     "reply_events": run_pb2.Reply(
         events=run_pb2.RunEvents(first_sequence=12, events=[event(log=log_lines()), event(failure=failure())], dropped=2)
@@ -171,6 +207,9 @@ MESSAGES: dict[str, Message] = {
     ),
     "rank_placement_session": node_pb2.RankPlacement(
         run_id="run-1", python_path=["/work/artifacts/0f", "/work/artifacts/0f/package.zip"]
+    ),
+    "rank_placement_conf": node_pb2.RankPlacement(
+        run_id="run-1", session_conf=[plan_pb2.Setting(key="spark.example.é", value="a=b")], max_failures=3
     ),
     "meeting_point": node_pb2.MeetingPoint(host="10.0.0.7", port=29500),
     "rank_exit": node_pb2.RankExit(status=-9, pid=4711, last_lines=["epoch 1", ""]),

@@ -1,3 +1,4 @@
+from sparkgap_protos.v1 import plan_pb2 as _plan_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -77,7 +78,7 @@ class OpenModel(_message.Message):
     def __init__(self, key: _Optional[str] = ..., name: _Optional[str] = ..., python_path: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RankPlacement(_message.Message):
-    __slots__ = ("run_id", "attempt", "rank", "local_rank", "world_size", "local_world_size", "node_rank", "num_nodes", "host", "gpus", "cpus", "max_result_bytes", "python_path")
+    __slots__ = ("run_id", "attempt", "rank", "local_rank", "world_size", "local_world_size", "node_rank", "num_nodes", "host", "gpus", "cpus", "max_result_bytes", "python_path", "session_conf", "max_failures")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
@@ -91,6 +92,8 @@ class RankPlacement(_message.Message):
     CPUS_FIELD_NUMBER: _ClassVar[int]
     MAX_RESULT_BYTES_FIELD_NUMBER: _ClassVar[int]
     PYTHON_PATH_FIELD_NUMBER: _ClassVar[int]
+    SESSION_CONF_FIELD_NUMBER: _ClassVar[int]
+    MAX_FAILURES_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     attempt: int
     rank: int
@@ -104,7 +107,9 @@ class RankPlacement(_message.Message):
     cpus: int
     max_result_bytes: int
     python_path: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, run_id: _Optional[str] = ..., attempt: _Optional[int] = ..., rank: _Optional[int] = ..., local_rank: _Optional[int] = ..., world_size: _Optional[int] = ..., local_world_size: _Optional[int] = ..., node_rank: _Optional[int] = ..., num_nodes: _Optional[int] = ..., host: _Optional[str] = ..., gpus: _Optional[_Iterable[str]] = ..., cpus: _Optional[int] = ..., max_result_bytes: _Optional[int] = ..., python_path: _Optional[_Iterable[str]] = ...) -> None: ...
+    session_conf: _containers.RepeatedCompositeFieldContainer[_plan_pb2.Setting]
+    max_failures: int
+    def __init__(self, run_id: _Optional[str] = ..., attempt: _Optional[int] = ..., rank: _Optional[int] = ..., local_rank: _Optional[int] = ..., world_size: _Optional[int] = ..., local_world_size: _Optional[int] = ..., node_rank: _Optional[int] = ..., num_nodes: _Optional[int] = ..., host: _Optional[str] = ..., gpus: _Optional[_Iterable[str]] = ..., cpus: _Optional[int] = ..., max_result_bytes: _Optional[int] = ..., python_path: _Optional[_Iterable[str]] = ..., session_conf: _Optional[_Iterable[_Union[_plan_pb2.Setting, _Mapping]]] = ..., max_failures: _Optional[int] = ...) -> None: ...
 
 class MeetingPoint(_message.Message):
     __slots__ = ("host", "port")

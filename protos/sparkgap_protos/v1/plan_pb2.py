@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsparkgap_protos/v1/plan.proto\x12\x0bsparkgap.v1\x1a\x19google/protobuf/any.proto\"\xe4\x01\n\x07\x43ommand\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0e\n\x06\x63lient\x18\x02 \x01(\t\x12(\n\x06submit\x18\x03 \x01(\x0b\x32\x16.sparkgap.v1.SubmitRunH\x00\x12(\n\x06\x66ollow\x18\x04 \x01(\x0b\x32\x16.sparkgap.v1.FollowRunH\x00\x12(\n\x06\x63\x61ncel\x18\x05 \x01(\x0b\x32\x16.sparkgap.v1.CancelRunH\x00\x12\x31\n\x08register\x18\x06 \x01(\x0b\x32\x1d.sparkgap.v1.RegisterFunctionH\x00\x42\x06\n\x04kind\"Y\n\tSubmitRun\x12$\n\x04plan\x18\x01 \x01(\x0b\x32\x16.sparkgap.v1.TrainPlan\x12&\n\x06\x66ollow\x18\x02 \x01(\x0b\x32\x16.sparkgap.v1.FollowRun\"X\n\tFollowRun\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x15\n\rfrom_sequence\x18\x02 \x01(\x04\x12\x0f\n\x07no_wait\x18\x03 \x01(\x08\x12\x13\n\x0bwith_result\x18\x04 \x01(\x08\"+\n\tCancelRun\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"H\n\x10RegisterFunction\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x04plan\x18\x02 \x01(\x0b\x32\x18.sparkgap.v1.PredictPlan\"\xdb\x01\n\x05Query\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0e\n\x06\x63lient\x18\x02 \x01(\t\x12$\n\x03run\x18\x03 \x01(\x0b\x32\x15.sparkgap.v1.RunQueryH\x00\x12(\n\x05hello\x18\x04 \x01(\x0b\x32\x17.sparkgap.v1.HelloQueryH\x00\x12*\n\x04list\x18\x05 \x01(\x0b\x32\x1a.sparkgap.v1.ListRunsQueryH\x00\x12,\n\x07payload\x18\t \x01(\x0b\x32\x19.sparkgap.v1.PayloadQueryH\x00\x42\x06\n\x04kind\"\x0c\n\nHelloQuery\"\x1a\n\x08RunQuery\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\x0f\n\rListRunsQuery\";\n\x0cPayloadQuery\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0c\n\x04name\x18\x03 \x01(\t\"\xa5\x01\n\x07Payload\x12\x0e\n\x06python\x18\x01 \x01(\t\x12\x13\n\x0b\x63loudpickle\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x16\n\x0euploaded_bytes\x18\x04 \x01(\x04\x12*\n\x07modules\x18\x05 \x03(\x0b\x32\x19.sparkgap.v1.SourceModule\x12#\n\x05ranks\x18\x07 \x03(\x0b\x32\x14.sparkgap.v1.Payload\"=\n\x0cSourceModule\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\x0c\x12\x0f\n\x07package\x18\x03 \x01(\x08\"e\n\x06Script\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\x0c\x12\x11\n\targuments\x18\x03 \x03(\t\x12*\n\x07modules\x18\x04 \x03(\x0b\x32\x19.sparkgap.v1.SourceModule\"\xd3\x01\n\tTrainPlan\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x15\n\rnum_processes\x18\x03 \x01(\r\x12\x12\n\nlocal_mode\x18\x04 \x01(\x08\x12\x0f\n\x07use_gpu\x18\x05 \x01(\x08\x12(\n\x08\x66unction\x18\x06 \x01(\x0b\x32\x14.sparkgap.v1.PayloadH\x00\x12%\n\x06script\x18\x07 \x01(\x0b\x32\x13.sparkgap.v1.ScriptH\x00\x12\x13\n\x0b\x61ll_results\x18\x08 \x01(\x08\x42\x06\n\x04\x62ody\"\xed\x04\n\x0bPredictPlan\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0e\n\x06\x63lient\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x13\n\x0breturn_type\x18\x04 \x01(\t\x12\x12\n\nbatch_size\x18\x05 \x01(\r\x12.\n\x0cinput_shapes\x18\x06 \x01(\x0b\x32\x18.sparkgap.v1.InputShapes\x12-\n\x0fmake_predict_fn\x18\x07 \x01(\x0b\x32\x14.sparkgap.v1.Payload\x12\x0e\n\x06\x64igest\x18\x08 \x01(\t\x12\x15\n\rdeterministic\x18\t \x01(\x08\x12\'\n\targuments\x18\n \x03(\x0b\x32\x14.google.protobuf.Any\x12\x16\n\x0e\x61rgument_names\x18\x0b \x03(\t\x12\x15\n\rsession_files\x18\x0c \x01(\x08\x12.\n\x0cinput_dtypes\x18\r \x01(\x0b\x32\x18.sparkgap.v1.InputDtypes\x12-\n\x05nulls\x18\x0e \x01(\x0e\x32\x1e.sparkgap.v1.PredictPlan.Nulls\x12\x11\n\ttime_zone\x18\x0f \x01(\t\x12\x0f\n\x07version\x18\x10 \x01(\t\x12\x16\n\tbroadcast\x18\x11 \x01(\x04H\x00\x88\x01\x01\x12\x14\n\x0cpayload_file\x18\x12 \x01(\t\x12\x17\n\x0funchecked_casts\x18\x13 \x01(\x08\"O\n\x05Nulls\x12\x15\n\x11NULLS_UNSPECIFIED\x10\x00\x12\x0e\n\nNULLS_KEEP\x10\x01\x12\x0f\n\x0bNULLS_ERROR\x10\x02\x12\x0e\n\nNULLS_SKIP\x10\x03\x42\x0c\n\n_broadcast\"F\n\x0bInputShapes\x12\x0e\n\x06sparse\x18\x01 \x01(\x08\x12\'\n\x06shapes\x18\x02 \x03(\x0b\x32\x17.sparkgap.v1.InputShape\">\n\nInputShape\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05given\x18\x02 \x01(\x08\x12\x12\n\ndimensions\x18\x03 \x03(\x03\"F\n\x0bInputDtypes\x12\x0e\n\x06sparse\x18\x01 \x01(\x08\x12\'\n\x06\x64types\x18\x02 \x03(\x0b\x32\x17.sparkgap.v1.InputDtype\")\n\nInputDtype\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsparkgap_protos/v1/plan.proto\x12\x0bsparkgap.v1\x1a\x19google/protobuf/any.proto\"\xe4\x01\n\x07\x43ommand\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0e\n\x06\x63lient\x18\x02 \x01(\t\x12(\n\x06submit\x18\x03 \x01(\x0b\x32\x16.sparkgap.v1.SubmitRunH\x00\x12(\n\x06\x66ollow\x18\x04 \x01(\x0b\x32\x16.sparkgap.v1.FollowRunH\x00\x12(\n\x06\x63\x61ncel\x18\x05 \x01(\x0b\x32\x16.sparkgap.v1.CancelRunH\x00\x12\x31\n\x08register\x18\x06 \x01(\x0b\x32\x1d.sparkgap.v1.RegisterFunctionH\x00\x42\x06\n\x04kind\"Y\n\tSubmitRun\x12$\n\x04plan\x18\x01 \x01(\x0b\x32\x16.sparkgap.v1.TrainPlan\x12&\n\x06\x66ollow\x18\x02 \x01(\x0b\x32\x16.sparkgap.v1.FollowRun\"X\n\tFollowRun\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x15\n\rfrom_sequence\x18\x02 \x01(\x04\x12\x0f\n\x07no_wait\x18\x03 \x01(\x08\x12\x13\n\x0bwith_result\x18\x04 \x01(\x08\"+\n\tCancelRun\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"H\n\x10RegisterFunction\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x04plan\x18\x02 \x01(\x0b\x32\x18.sparkgap.v1.PredictPlan\"\x87\x02\n\x05Query\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0e\n\x06\x63lient\x18\x02 \x01(\t\x12$\n\x03run\x18\x03 \x01(\x0b\x32\x15.sparkgap.v1.RunQueryH\x00\x12(\n\x05hello\x18\x04 \x01(\x0b\x32\x17.sparkgap.v1.HelloQueryH\x00\x12*\n\x04list\x18\x05 \x01(\x0b\x32\x1a.sparkgap.v1.ListRunsQueryH\x00\x12*\n\x06server\x18\x06 \x01(\x0b\x32\x18.sparkgap.v1.ServerQueryH\x00\x12,\n\x07payload\x18\t \x01(\x0b\x32\x19.sparkgap.v1.PayloadQueryH\x00\x42\x06\n\x04kind\"\x0c\n\nHelloQuery\"\x1a\n\x08RunQuery\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\x0f\n\rListRunsQuery\"\r\n\x0bServerQuery\";\n\x0cPayloadQuery\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0c\n\x04name\x18\x03 \x01(\t\"\xcd\x01\n\x07Payload\x12\x0e\n\x06python\x18\x01 \x01(\t\x12\x13\n\x0b\x63loudpickle\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x16\n\x0euploaded_bytes\x18\x04 \x01(\x04\x12*\n\x07modules\x18\x05 \x03(\x0b\x32\x19.sparkgap.v1.SourceModule\x12&\n\x05\x66iles\x18\x08 \x03(\x0b\x32\x17.sparkgap.v1.SourceFile\x12#\n\x05ranks\x18\x07 \x03(\x0b\x32\x14.sparkgap.v1.Payload\"=\n\x0cSourceModule\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\x0c\x12\x0f\n\x07package\x18\x03 \x01(\x08\"(\n\nSourceFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x8d\x01\n\x06Script\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\x0c\x12\x11\n\targuments\x18\x03 \x03(\t\x12*\n\x07modules\x18\x04 \x03(\x0b\x32\x19.sparkgap.v1.SourceModule\x12&\n\x05\x66iles\x18\x05 \x03(\x0b\x32\x17.sparkgap.v1.SourceFile\"\xb0\x02\n\tTrainPlan\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x15\n\rnum_processes\x18\x03 \x01(\r\x12\x12\n\nlocal_mode\x18\x04 \x01(\x08\x12\x0f\n\x07use_gpu\x18\x05 \x01(\x08\x12(\n\x08\x66unction\x18\x06 \x01(\x0b\x32\x14.sparkgap.v1.PayloadH\x00\x12%\n\x06script\x18\x07 \x01(\x0b\x32\x13.sparkgap.v1.ScriptH\x00\x12\x13\n\x0b\x61ll_results\x18\x08 \x01(\x08\x12\x14\n\x0cmax_failures\x18\t \x01(\r\x12\x16\n\x0erefuse_to_wait\x18\n \x01(\x08\x12-\n\tresources\x18\x0b \x01(\x0b\x32\x1a.sparkgap.v1.RankResourcesB\x06\n\x04\x62ody\"+\n\rRankResources\x12\x0c\n\x04\x63pus\x18\x01 \x01(\r\x12\x0c\n\x04gpus\x18\x02 \x01(\r\"%\n\x07Setting\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\xed\x04\n\x0bPredictPlan\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0e\n\x06\x63lient\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x13\n\x0breturn_type\x18\x04 \x01(\t\x12\x12\n\nbatch_size\x18\x05 \x01(\r\x12.\n\x0cinput_shapes\x18\x06 \x01(\x0b\x32\x18.sparkgap.v1.InputShapes\x12-\n\x0fmake_predict_fn\x18\x07 \x01(\x0b\x32\x14.sparkgap.v1.Payload\x12\x0e\n\x06\x64igest\x18\x08 \x01(\t\x12\x15\n\rdeterministic\x18\t \x01(\x08\x12\'\n\targuments\x18\n \x03(\x0b\x32\x14.google.protobuf.Any\x12\x16\n\x0e\x61rgument_names\x18\x0b \x03(\t\x12\x15\n\rsession_files\x18\x0c \x01(\x08\x12.\n\x0cinput_dtypes\x18\r \x01(\x0b\x32\x18.sparkgap.v1.InputDtypes\x12-\n\x05nulls\x18\x0e \x01(\x0e\x32\x1e.sparkgap.v1.PredictPlan.Nulls\x12\x11\n\ttime_zone\x18\x0f \x01(\t\x12\x0f\n\x07version\x18\x10 \x01(\t\x12\x16\n\tbroadcast\x18\x11 \x01(\x04H\x00\x88\x01\x01\x12\x14\n\x0cpayload_file\x18\x12 \x01(\t\x12\x17\n\x0funchecked_casts\x18\x13 \x01(\x08\"O\n\x05Nulls\x12\x15\n\x11NULLS_UNSPECIFIED\x10\x00\x12\x0e\n\nNULLS_KEEP\x10\x01\x12\x0f\n\x0bNULLS_ERROR\x10\x02\x12\x0e\n\nNULLS_SKIP\x10\x03\x42\x0c\n\n_broadcast\"F\n\x0bInputShapes\x12\x0e\n\x06sparse\x18\x01 \x01(\x08\x12\'\n\x06shapes\x18\x02 \x03(\x0b\x32\x17.sparkgap.v1.InputShape\">\n\nInputShape\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05given\x18\x02 \x01(\x08\x12\x12\n\ndimensions\x18\x03 \x03(\x03\"F\n\x0bInputDtypes\x12\x0e\n\x06sparse\x18\x01 \x01(\x08\x12\'\n\x06\x64types\x18\x02 \x03(\x0b\x32\x17.sparkgap.v1.InputDtype\")\n\nInputDtype\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,33 +43,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTERFUNCTION']._serialized_start=530
   _globals['_REGISTERFUNCTION']._serialized_end=602
   _globals['_QUERY']._serialized_start=605
-  _globals['_QUERY']._serialized_end=824
-  _globals['_HELLOQUERY']._serialized_start=826
-  _globals['_HELLOQUERY']._serialized_end=838
-  _globals['_RUNQUERY']._serialized_start=840
-  _globals['_RUNQUERY']._serialized_end=866
-  _globals['_LISTRUNSQUERY']._serialized_start=868
-  _globals['_LISTRUNSQUERY']._serialized_end=883
-  _globals['_PAYLOADQUERY']._serialized_start=885
-  _globals['_PAYLOADQUERY']._serialized_end=944
-  _globals['_PAYLOAD']._serialized_start=947
-  _globals['_PAYLOAD']._serialized_end=1112
-  _globals['_SOURCEMODULE']._serialized_start=1114
-  _globals['_SOURCEMODULE']._serialized_end=1175
-  _globals['_SCRIPT']._serialized_start=1177
-  _globals['_SCRIPT']._serialized_end=1278
-  _globals['_TRAINPLAN']._serialized_start=1281
-  _globals['_TRAINPLAN']._serialized_end=1492
-  _globals['_PREDICTPLAN']._serialized_start=1495
-  _globals['_PREDICTPLAN']._serialized_end=2116
-  _globals['_PREDICTPLAN_NULLS']._serialized_start=2023
-  _globals['_PREDICTPLAN_NULLS']._serialized_end=2102
-  _globals['_INPUTSHAPES']._serialized_start=2118
-  _globals['_INPUTSHAPES']._serialized_end=2188
-  _globals['_INPUTSHAPE']._serialized_start=2190
-  _globals['_INPUTSHAPE']._serialized_end=2252
-  _globals['_INPUTDTYPES']._serialized_start=2254
-  _globals['_INPUTDTYPES']._serialized_end=2324
-  _globals['_INPUTDTYPE']._serialized_start=2326
-  _globals['_INPUTDTYPE']._serialized_end=2367
+  _globals['_QUERY']._serialized_end=868
+  _globals['_HELLOQUERY']._serialized_start=870
+  _globals['_HELLOQUERY']._serialized_end=882
+  _globals['_RUNQUERY']._serialized_start=884
+  _globals['_RUNQUERY']._serialized_end=910
+  _globals['_LISTRUNSQUERY']._serialized_start=912
+  _globals['_LISTRUNSQUERY']._serialized_end=927
+  _globals['_SERVERQUERY']._serialized_start=929
+  _globals['_SERVERQUERY']._serialized_end=942
+  _globals['_PAYLOADQUERY']._serialized_start=944
+  _globals['_PAYLOADQUERY']._serialized_end=1003
+  _globals['_PAYLOAD']._serialized_start=1006
+  _globals['_PAYLOAD']._serialized_end=1211
+  _globals['_SOURCEMODULE']._serialized_start=1213
+  _globals['_SOURCEMODULE']._serialized_end=1274
+  _globals['_SOURCEFILE']._serialized_start=1276
+  _globals['_SOURCEFILE']._serialized_end=1316
+  _globals['_SCRIPT']._serialized_start=1319
+  _globals['_SCRIPT']._serialized_end=1460
+  _globals['_TRAINPLAN']._serialized_start=1463
+  _globals['_TRAINPLAN']._serialized_end=1767
+  _globals['_RANKRESOURCES']._serialized_start=1769
+  _globals['_RANKRESOURCES']._serialized_end=1812
+  _globals['_SETTING']._serialized_start=1814
+  _globals['_SETTING']._serialized_end=1851
+  _globals['_PREDICTPLAN']._serialized_start=1854
+  _globals['_PREDICTPLAN']._serialized_end=2475
+  _globals['_PREDICTPLAN_NULLS']._serialized_start=2382
+  _globals['_PREDICTPLAN_NULLS']._serialized_end=2461
+  _globals['_INPUTSHAPES']._serialized_start=2477
+  _globals['_INPUTSHAPES']._serialized_end=2547
+  _globals['_INPUTSHAPE']._serialized_start=2549
+  _globals['_INPUTSHAPE']._serialized_end=2611
+  _globals['_INPUTDTYPES']._serialized_start=2613
+  _globals['_INPUTDTYPES']._serialized_end=2683
+  _globals['_INPUTDTYPE']._serialized_start=2685
+  _globals['_INPUTDTYPE']._serialized_end=2726
 # @@protoc_insertion_point(module_scope)

@@ -61,20 +61,22 @@ class RegisterFunction(_message.Message):
     def __init__(self, name: _Optional[str] = ..., plan: _Optional[_Union[PredictPlan, _Mapping]] = ...) -> None: ...
 
 class Query(_message.Message):
-    __slots__ = ("protocol", "client", "run", "hello", "list", "payload")
+    __slots__ = ("protocol", "client", "run", "hello", "list", "server", "payload")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     LIST_FIELD_NUMBER: _ClassVar[int]
+    SERVER_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     client: str
     run: RunQuery
     hello: HelloQuery
     list: ListRunsQuery
+    server: ServerQuery
     payload: PayloadQuery
-    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[str] = ..., run: _Optional[_Union[RunQuery, _Mapping]] = ..., hello: _Optional[_Union[HelloQuery, _Mapping]] = ..., list: _Optional[_Union[ListRunsQuery, _Mapping]] = ..., payload: _Optional[_Union[PayloadQuery, _Mapping]] = ...) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[str] = ..., run: _Optional[_Union[RunQuery, _Mapping]] = ..., hello: _Optional[_Union[HelloQuery, _Mapping]] = ..., list: _Optional[_Union[ListRunsQuery, _Mapping]] = ..., server: _Optional[_Union[ServerQuery, _Mapping]] = ..., payload: _Optional[_Union[PayloadQuery, _Mapping]] = ...) -> None: ...
 
 class HelloQuery(_message.Message):
     __slots__ = ()
@@ -90,6 +92,10 @@ class ListRunsQuery(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class ServerQuery(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class PayloadQuery(_message.Message):
     __slots__ = ("digest", "bytes", "name")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -101,20 +107,22 @@ class PayloadQuery(_message.Message):
     def __init__(self, digest: _Optional[str] = ..., bytes: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...
 
 class Payload(_message.Message):
-    __slots__ = ("python", "cloudpickle", "data", "uploaded_bytes", "modules", "ranks")
+    __slots__ = ("python", "cloudpickle", "data", "uploaded_bytes", "modules", "files", "ranks")
     PYTHON_FIELD_NUMBER: _ClassVar[int]
     CLOUDPICKLE_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     UPLOADED_BYTES_FIELD_NUMBER: _ClassVar[int]
     MODULES_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
     RANKS_FIELD_NUMBER: _ClassVar[int]
     python: str
     cloudpickle: str
     data: bytes
     uploaded_bytes: int
     modules: _containers.RepeatedCompositeFieldContainer[SourceModule]
+    files: _containers.RepeatedCompositeFieldContainer[SourceFile]
     ranks: _containers.RepeatedCompositeFieldContainer[Payload]
-    def __init__(self, python: _Optional[str] = ..., cloudpickle: _Optional[str] = ..., data: _Optional[bytes] = ..., uploaded_bytes: _Optional[int] = ..., modules: _Optional[_Iterable[_Union[SourceModule, _Mapping]]] = ..., ranks: _Optional[_Iterable[_Union[Payload, _Mapping]]] = ...) -> None: ...
+    def __init__(self, python: _Optional[str] = ..., cloudpickle: _Optional[str] = ..., data: _Optional[bytes] = ..., uploaded_bytes: _Optional[int] = ..., modules: _Optional[_Iterable[_Union[SourceModule, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[SourceFile, _Mapping]]] = ..., ranks: _Optional[_Iterable[_Union[Payload, _Mapping]]] = ...) -> None: ...
 
 class SourceModule(_message.Message):
     __slots__ = ("name", "source", "package")
@@ -126,20 +134,30 @@ class SourceModule(_message.Message):
     package: bool
     def __init__(self, name: _Optional[str] = ..., source: _Optional[bytes] = ..., package: bool = ...) -> None: ...
 
+class SourceFile(_message.Message):
+    __slots__ = ("path", "data")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    data: bytes
+    def __init__(self, path: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
+
 class Script(_message.Message):
-    __slots__ = ("name", "source", "arguments", "modules")
+    __slots__ = ("name", "source", "arguments", "modules", "files")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
     MODULES_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
     name: str
     source: bytes
     arguments: _containers.RepeatedScalarFieldContainer[str]
     modules: _containers.RepeatedCompositeFieldContainer[SourceModule]
-    def __init__(self, name: _Optional[str] = ..., source: _Optional[bytes] = ..., arguments: _Optional[_Iterable[str]] = ..., modules: _Optional[_Iterable[_Union[SourceModule, _Mapping]]] = ...) -> None: ...
+    files: _containers.RepeatedCompositeFieldContainer[SourceFile]
+    def __init__(self, name: _Optional[str] = ..., source: _Optional[bytes] = ..., arguments: _Optional[_Iterable[str]] = ..., modules: _Optional[_Iterable[_Union[SourceModule, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[SourceFile, _Mapping]]] = ...) -> None: ...
 
 class TrainPlan(_message.Message):
-    __slots__ = ("run_id", "name", "num_processes", "local_mode", "use_gpu", "function", "script", "all_results")
+    __slots__ = ("run_id", "name", "num_processes", "local_mode", "use_gpu", "function", "script", "all_results", "max_failures", "refuse_to_wait", "resources")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     NUM_PROCESSES_FIELD_NUMBER: _ClassVar[int]
@@ -148,6 +166,9 @@ class TrainPlan(_message.Message):
     FUNCTION_FIELD_NUMBER: _ClassVar[int]
     SCRIPT_FIELD_NUMBER: _ClassVar[int]
     ALL_RESULTS_FIELD_NUMBER: _ClassVar[int]
+    MAX_FAILURES_FIELD_NUMBER: _ClassVar[int]
+    REFUSE_TO_WAIT_FIELD_NUMBER: _ClassVar[int]
+    RESOURCES_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     name: str
     num_processes: int
@@ -156,7 +177,26 @@ class TrainPlan(_message.Message):
     function: Payload
     script: Script
     all_results: bool
-    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., num_processes: _Optional[int] = ..., local_mode: bool = ..., use_gpu: bool = ..., function: _Optional[_Union[Payload, _Mapping]] = ..., script: _Optional[_Union[Script, _Mapping]] = ..., all_results: bool = ...) -> None: ...
+    max_failures: int
+    refuse_to_wait: bool
+    resources: RankResources
+    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., num_processes: _Optional[int] = ..., local_mode: bool = ..., use_gpu: bool = ..., function: _Optional[_Union[Payload, _Mapping]] = ..., script: _Optional[_Union[Script, _Mapping]] = ..., all_results: bool = ..., max_failures: _Optional[int] = ..., refuse_to_wait: bool = ..., resources: _Optional[_Union[RankResources, _Mapping]] = ...) -> None: ...
+
+class RankResources(_message.Message):
+    __slots__ = ("cpus", "gpus")
+    CPUS_FIELD_NUMBER: _ClassVar[int]
+    GPUS_FIELD_NUMBER: _ClassVar[int]
+    cpus: int
+    gpus: int
+    def __init__(self, cpus: _Optional[int] = ..., gpus: _Optional[int] = ...) -> None: ...
+
+class Setting(_message.Message):
+    __slots__ = ("key", "value")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    value: str
+    def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
 
 class PredictPlan(_message.Message):
     __slots__ = ("protocol", "client", "name", "return_type", "batch_size", "input_shapes", "make_predict_fn", "digest", "deterministic", "arguments", "argument_names", "session_files", "input_dtypes", "nulls", "time_zone", "version", "broadcast", "payload_file", "unchecked_casts")

@@ -18,6 +18,7 @@ class RunState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FAILED: _ClassVar[RunState]
     CANCELLED: _ClassVar[RunState]
     LOST: _ClassVar[RunState]
+    RETRYING: _ClassVar[RunState]
 RUN_STATE_UNSPECIFIED: RunState
 QUEUED: RunState
 STARTING: RunState
@@ -26,15 +27,17 @@ SUCCEEDED: RunState
 FAILED: RunState
 CANCELLED: RunState
 LOST: RunState
+RETRYING: RunState
 
 class Reply(_message.Message):
-    __slots__ = ("refusal", "status", "events", "result", "hello", "list", "payload")
+    __slots__ = ("refusal", "status", "events", "result", "hello", "list", "server", "payload")
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     LIST_FIELD_NUMBER: _ClassVar[int]
+    SERVER_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     refusal: Refusal
     status: RunStatus
@@ -42,8 +45,9 @@ class Reply(_message.Message):
     result: ResultChunk
     hello: Hello
     list: RunList
+    server: ServerReport
     payload: PayloadAnswer
-    def __init__(self, refusal: _Optional[_Union[Refusal, _Mapping]] = ..., status: _Optional[_Union[RunStatus, _Mapping]] = ..., events: _Optional[_Union[RunEvents, _Mapping]] = ..., result: _Optional[_Union[ResultChunk, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., list: _Optional[_Union[RunList, _Mapping]] = ..., payload: _Optional[_Union[PayloadAnswer, _Mapping]] = ...) -> None: ...
+    def __init__(self, refusal: _Optional[_Union[Refusal, _Mapping]] = ..., status: _Optional[_Union[RunStatus, _Mapping]] = ..., events: _Optional[_Union[RunEvents, _Mapping]] = ..., result: _Optional[_Union[ResultChunk, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., list: _Optional[_Union[RunList, _Mapping]] = ..., server: _Optional[_Union[ServerReport, _Mapping]] = ..., payload: _Optional[_Union[PayloadAnswer, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol", "spark")
@@ -52,6 +56,56 @@ class Hello(_message.Message):
     protocol: int
     spark: str
     def __init__(self, protocol: _Optional[int] = ..., spark: _Optional[str] = ...) -> None: ...
+
+class ServerReport(_message.Message):
+    __slots__ = ("protocol", "spark", "java", "master", "slots", "busy_slots", "active_runs", "queued_runs", "executors", "settings", "runs_dir_problem", "session_files")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    SPARK_FIELD_NUMBER: _ClassVar[int]
+    JAVA_FIELD_NUMBER: _ClassVar[int]
+    MASTER_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_RUNS_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_RUNS_FIELD_NUMBER: _ClassVar[int]
+    EXECUTORS_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    RUNS_DIR_PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FILES_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    spark: str
+    java: str
+    master: str
+    slots: int
+    busy_slots: int
+    active_runs: int
+    queued_runs: int
+    executors: _containers.RepeatedCompositeFieldContainer[ExecutorReport]
+    settings: _containers.RepeatedCompositeFieldContainer[_plan_pb2.Setting]
+    runs_dir_problem: str
+    session_files: bool
+    def __init__(self, protocol: _Optional[int] = ..., spark: _Optional[str] = ..., java: _Optional[str] = ..., master: _Optional[str] = ..., slots: _Optional[int] = ..., busy_slots: _Optional[int] = ..., active_runs: _Optional[int] = ..., queued_runs: _Optional[int] = ..., executors: _Optional[_Iterable[_Union[ExecutorReport, _Mapping]]] = ..., settings: _Optional[_Iterable[_Union[_plan_pb2.Setting, _Mapping]]] = ..., runs_dir_problem: _Optional[str] = ..., session_files: bool = ...) -> None: ...
+
+class ExecutorReport(_message.Message):
+    __slots__ = ("id", "host", "cores", "running_tasks", "gpus", "python", "sparkgap", "torch", "failure")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    CORES_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_TASKS_FIELD_NUMBER: _ClassVar[int]
+    GPUS_FIELD_NUMBER: _ClassVar[int]
+    PYTHON_FIELD_NUMBER: _ClassVar[int]
+    SPARKGAP_FIELD_NUMBER: _ClassVar[int]
+    TORCH_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    host: str
+    cores: int
+    running_tasks: int
+    gpus: _containers.RepeatedScalarFieldContainer[str]
+    python: str
+    sparkgap: str
+    torch: str
+    failure: str
+    def __init__(self, id: _Optional[str] = ..., host: _Optional[str] = ..., cores: _Optional[int] = ..., running_tasks: _Optional[int] = ..., gpus: _Optional[_Iterable[str]] = ..., python: _Optional[str] = ..., sparkgap: _Optional[str] = ..., torch: _Optional[str] = ..., failure: _Optional[str] = ...) -> None: ...
 
 class PayloadAnswer(_message.Message):
     __slots__ = ("way",)
@@ -90,7 +144,7 @@ class Refusal(_message.Message):
     def __init__(self, reason: _Optional[_Union[Refusal.Reason, str]] = ..., message: _Optional[str] = ...) -> None: ...
 
 class RunStatus(_message.Message):
-    __slots__ = ("run_id", "name", "state", "num_processes", "attempt", "submitted_at", "started_at", "ended_at", "reason", "failures", "next_sequence", "result_bytes", "complete", "notice")
+    __slots__ = ("run_id", "name", "state", "num_processes", "attempt", "submitted_at", "started_at", "ended_at", "reason", "failures", "next_sequence", "result_bytes", "complete", "notice", "queue_position", "waiting_for", "max_failures")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -105,6 +159,9 @@ class RunStatus(_message.Message):
     RESULT_BYTES_FIELD_NUMBER: _ClassVar[int]
     COMPLETE_FIELD_NUMBER: _ClassVar[int]
     NOTICE_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_POSITION_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FOR_FIELD_NUMBER: _ClassVar[int]
+    MAX_FAILURES_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     name: str
     state: RunState
@@ -119,7 +176,10 @@ class RunStatus(_message.Message):
     result_bytes: int
     complete: bool
     notice: str
-    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[_Union[RunState, str]] = ..., num_processes: _Optional[int] = ..., attempt: _Optional[int] = ..., submitted_at: _Optional[int] = ..., started_at: _Optional[int] = ..., ended_at: _Optional[int] = ..., reason: _Optional[str] = ..., failures: _Optional[_Iterable[_Union[RankFailure, _Mapping]]] = ..., next_sequence: _Optional[int] = ..., result_bytes: _Optional[int] = ..., complete: bool = ..., notice: _Optional[str] = ...) -> None: ...
+    queue_position: int
+    waiting_for: str
+    max_failures: int
+    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[_Union[RunState, str]] = ..., num_processes: _Optional[int] = ..., attempt: _Optional[int] = ..., submitted_at: _Optional[int] = ..., started_at: _Optional[int] = ..., ended_at: _Optional[int] = ..., reason: _Optional[str] = ..., failures: _Optional[_Iterable[_Union[RankFailure, _Mapping]]] = ..., next_sequence: _Optional[int] = ..., result_bytes: _Optional[int] = ..., complete: bool = ..., notice: _Optional[str] = ..., queue_position: _Optional[int] = ..., waiting_for: _Optional[str] = ..., max_failures: _Optional[int] = ...) -> None: ...
 
 class RunList(_message.Message):
     __slots__ = ("runs",)
