@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pyspark.sql.connect.client import SparkConnectClient
     from pyspark.sql.connect.session import SparkSession
 
+_INTERRUPTED = "OPERATION_CANCELED"
 _MISSING = re.compile(r"No handler found for extension|CONNECT_INVALID_PLAN\.(EXTENSION|NO_HANDLER)", re.IGNORECASE)
 
 
@@ -83,6 +84,10 @@ def execute(session: SparkSession, **kind: Message) -> Iterator[run_pb2.Reply]:
             _established.add(client)
             if isinstance(response, any_pb2.Any):
                 yield _reply(response)
+
+
+class Interrupted(Exception):
+    """Somebody has interrupted the operation through Spark, by ``interruptAll`` for example."""
 
 
 def require_sendable(plan: Message, what: str) -> None:
@@ -202,7 +207,10 @@ def _missing() -> ExtensionError:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turn the server's word that nobody handles our messages into an `ExtensionError`; other errors of Spark pass."""
+    """Turn the server's word that nobody handles our messages into an `ExtensionError`, and that of an interrupt into `Interrupted`.
+
+    Other errors of Spark pass.
+    """
     from pyspark.errors.exceptions.connect import SparkConnectGrpcException
 
     try:
@@ -210,4 +218,6 @@ def translated() -> Iterator[None]:
     except SparkConnectGrpcException as error:
         if _MISSING.search(str(error)):
             raise _missing() from error
+        if error.getCondition() == _INTERRUPTED:
+            raise Interrupted(str(error)) from error
         raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pyspark.sql.connect.session import SparkSession
 
 _MAX_SCRIPT_BYTES = 16 << 20
+_MOST_FAILURES = 1_000_000
+_MOST_RESOURCES = 1 << 20
 
 
 class TorchDistributor:
@@ -41,6 +43,14 @@ class TorchDistributor:
         Spark Connect session; the active one by default.
     name
         For people; the name of the function or script by default.
+    max_failures
+        How often the gang may fail and is started again as a whole, after 1 s at first and then twice as long each time, 30 s at most. The function
+        runs from its beginning: it finds `sparkgap.training.attempt()` and its own checkpoints. A cancelled run is never started again.
+    wait
+        True: a run whose slots are taken waits in the queue; `Run.waiting_for` tells for what. False: it is refused at once (`ResourceError`).
+    resources
+        What one rank gets, ``{"cpus": 4, "gpus": 1}`` or one of them, whole numbers; the cluster's setting for tasks by default. Spark cuts tasks
+        otherwise than ``spark.task.*`` says on standalone clusters, YARN and Kubernetes, not with a local master.
     results
         ``"rank0"``: a run's value is what rank 0 returned. ``"all"``: a list of what each rank returned, in the order of the ranks.
     run_id
@@ -66,13 +76,22 @@ class TorchDistributor:
         spark: SparkSession | None = None,
         name: str | None = None,
         run_id: str | None = None,
-        modules: Modules | None = None,
+        max_failures: int = 0,
         results: str = "rank0",
+        resources: Mapping[str, int] | None = None,
+        wait: bool = True,
+        modules: Modules | None = None,
     ) -> None:
         if isinstance(num_processes, bool) or not isinstance(num_processes, int) or num_processes < 1:
             raise PlanError(f"num_processes has to be a positive integer, got {num_processes!r}")
         if results not in ("rank0", "all"):
             raise PlanError(f"results has to be 'rank0' or 'all', got {results!r}")
+        if (
+            isinstance(max_failures, bool)
+            or not isinstance(max_failures, int)
+            or not 0 <= max_failures <= _MOST_FAILURES
+        ):
+            raise PlanError(f"max_failures has to be an integer from 0 to {_MOST_FAILURES}, got {max_failures!r}")
         self.num_processes = num_processes
         self.local_mode = bool(local_mode)
         self.use_gpu = bool(use_gpu)
@@ -80,7 +99,10 @@ class TorchDistributor:
         self._name = name
         self._run_id = run_id
         self._modules = checked(modules)
+        self._max_failures = max_failures
         self._results = results
+        self._resources = _per_rank(resources, self.use_gpu)
+        self._wait = bool(wait)
 
     def __repr__(self) -> str:
         return f"TorchDistributor(num_processes={self.num_processes}, local_mode={self.local_mode}, use_gpu={self.use_gpu})"
@@ -141,6 +163,9 @@ class TorchDistributor:
             local_mode=self.local_mode,
             use_gpu=self.use_gpu,
             all_results=self._results == "all",
+            max_failures=self._max_failures,
+            refuse_to_wait=not self._wait,
+            resources=self._resources,
         )
         if isinstance(train_object, (str, os.PathLike)):
             path = Path(train_object)
@@ -154,6 +179,21 @@ class TorchDistributor:
                 f"train_object has to be a function or the path of a script, got a {type(train_object).__qualname__}"
             )
         return submit(session, plan)
+
+
+def _per_rank(resources: Mapping[str, int] | None, use_gpu: bool) -> pb.RankResources | None:
+    if resources is None:
+        return None
+    if not isinstance(resources, Mapping):
+        raise PlanError(f'resources has to be a mapping like {{"cpus": 4, "gpus": 1}}, got {resources!r}')
+    if unknown := sorted(map(str, set(resources) - {"cpus", "gpus"})):
+        raise PlanError(f"resources has {', '.join(unknown)}: only 'cpus' and 'gpus' of one rank can be asked for")
+    for name, amount in resources.items():
+        if isinstance(amount, bool) or not isinstance(amount, int) or not 1 <= amount <= _MOST_RESOURCES:
+            raise PlanError(f"resources[{name!r}] has to be a whole number of at least 1 for each rank, got {amount!r}")
+    if "gpus" in resources and not use_gpu:
+        raise PlanError("resources asks for gpus, and use_gpu is False: leave one of them out")
+    return pb.RankResources(**resources)
 
 
 def _function(

@@ -141,10 +141,14 @@ class RunLostError(TrainingError):
         )
 
 
+def what_happened(failure: run_pb2.RankFailure) -> str:
+    """The exception with its text, or how the rank ended without one."""
+    return f"{failure.exception}: {failure.message}" if failure.exception else failure.message
+
+
 def _sentence(failure: run_pb2.RankFailure, status: run_pb2.RunStatus) -> str:
-    what = f"{failure.exception}: {failure.message}" if failure.exception else failure.message
     name = status.name or status.run_id
-    return f"rank {failure.rank} of {status.num_processes} of {name} failed on {failure.host}: {what}"
+    return f"rank {failure.rank} of {status.num_processes} of {name} failed on {failure.host}: {what_happened(failure)}"
 
 
 def _cause(failure: run_pb2.RankFailure) -> BaseException | None:

@@ -28,7 +28,8 @@ def runs(spark: SparkSession | None = None) -> pd.DataFrame:
     -------
     pandas.DataFrame
         One row a run: `id`, `name`, `state`, `error` (why it failed, was cancelled or is lost; empty otherwise) and `notice` (what it had to do
-        without) as string; `submitted`, `started` and `ended` as UTC time, NaT while it has not happened; `world_size` and `attempts` as int64.
+        without) as string; `submitted`, `started` and `ended` as UTC time, NaT while it has not happened; `world_size`, `attempts` and
+        `queue_position` (0 for a run that does not wait in the queue) as int64; `waiting_for` as string.
         A pandas one, not Spark's: the rows come from the server's registry, no query runs.
 
     Raises
@@ -60,6 +61,8 @@ def _table(found: list[run_pb2.RunStatus]) -> pd.DataFrame:
             "ended": times([each.ended_at for each in found]),
             "world_size": pd.Series([each.num_processes for each in found], dtype="int64"),
             "attempts": pd.Series([each.attempt + 1 for each in found], dtype="int64"),
+            "queue_position": pd.Series([each.queue_position for each in found], dtype="int64"),
+            "waiting_for": text([each.waiting_for for each in found]),
             "error": text([each.reason for each in found]),
             "notice": text([each.notice for each in found]),
         }

@@ -9,6 +9,8 @@ from typing import Any, Protocol, TextIO
 
 from sparkgap_protos.v1 import run_pb2
 
+from sparkgap.errors import what_happened
+
 _PLAIN_SECONDS = 2.0
 
 
@@ -40,10 +42,22 @@ class Console:
             self._print("".join(f"[rank {event.rank}] {line}\n" for line in event.log.lines), stream)
         elif event.HasField("metrics"):
             self._progress(event)
+        elif event.HasField("failure"):
+            self._print(
+                f"[sparkgap] attempt {event.attempt + 1} failed and another one starts: {_blamed(event.failure)}\n",
+                sys.stderr,
+            )
 
     def lost(self, events: int) -> None:
         """Say that the server's memory of the run begins later."""
         self._print(f"[sparkgap] {events} older events are no longer kept by the server\n", sys.stderr)
+
+    def waits(self, status: run_pb2.RunStatus) -> None:
+        """Say why nothing happens yet."""
+        place = (
+            f"at position {status.queue_position} of the queue" if status.queue_position else "for its turn in Spark"
+        )
+        self._print(f"[sparkgap] {status.name} waits {place}; it needs {status.waiting_for}\n", sys.stderr)
 
     def _print(self, text: str, stream: TextIO) -> None:
         if self._display is not None:
@@ -148,6 +162,11 @@ def plain(metrics: run_pb2.Metrics, steps: int, seconds: float) -> str:
                 f"{minutes // 60}:{minutes % 60:02}:{rest:02} to go" if minutes >= 60 else f"{minutes}:{rest:02} to go"
             )
     return ", ".join([*parts, *(f"{name} {text}" for name, text in _texts(metrics).items())])
+
+
+def _blamed(failure: run_pb2.RankFailure) -> str:
+    what = what_happened(failure)
+    return f"rank {failure.rank} on {failure.host}: {what}" if failure.host else what
 
 
 def _texts(metrics: run_pb2.Metrics) -> dict[str, str]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _FINAL = (run_pb2.SUCCEEDED, run_pb2.FAILED, run_pb2.CANCELLED, run_pb2.LOST)
 _VIEWED_EVENTS = 500
+_CANCEL_SECONDS = 10.0
 _STREAMS = {run_pb2.LogLines.STDOUT: "stdout", run_pb2.LogLines.STDERR: "stderr"}
 
 
@@ -48,6 +49,9 @@ class Listener(Protocol):
 
     def lost(self, events: int) -> None:
         """Take note of events that the server no longer had."""
+
+    def waits(self, status: run_pb2.RunStatus) -> None:
+        """Take note of what the run waits for; called when that has changed."""
 
 
 def submit(session: SparkSession, plan: pb.TrainPlan) -> Run:
@@ -102,13 +106,26 @@ class Run:
 
     @property
     def status(self) -> str:
-        """QUEUED, STARTING, RUNNING, SUCCEEDED, FAILED, CANCELLED or LOST; asks the server, some 2 ms, until it is one of the last four."""
+        """QUEUED, STARTING, RUNNING, RETRYING, SUCCEEDED, FAILED, CANCELLED or LOST; asks the server, some 2 ms, until it is one of the last four."""
         return run_pb2.RunState.Name(self._refresh().state)
 
     @property
     def notice(self) -> str:
         """What the run has to do without, for example its record on the server's disk, as of the last answer; empty if all is well."""
         return self._last.notice
+
+    @property
+    def queue_position(self) -> int:
+        """Place among the runs that wait for their slots, from 1; 0 if it does not wait, or only for Spark's other work.
+
+        Asks the server, like `status`.
+        """
+        return self._refresh().queue_position
+
+    @property
+    def waiting_for(self) -> str:
+        """What a run that has not started waits for, one sentence; empty otherwise. Asks the server, like `status`."""
+        return self._refresh().waiting_for
 
     @property
     def attempts(self) -> int:
@@ -254,6 +271,8 @@ class Run:
                     listener.event(event)
             elif reply.HasField("result"):
                 chunks.append(reply.result.data)
+            elif reply.status.waiting_for:
+                listener.waits(reply.status)
         self._value = b"".join(chunks)
 
     def _pages(self, *, no_wait: bool = False, with_result: bool = False, start: int = 0) -> Iterator[run_pb2.Reply]:
@@ -261,13 +280,19 @@ class Run:
         complete = False
         while not complete:
             follow = pb.FollowRun(run_id=self.id, from_sequence=cursor, no_wait=no_wait, with_result=with_result)
-            for reply in channel.execute(self._session, follow=follow):
-                if reply.HasField("status"):
-                    self._last = reply.status
-                    complete = reply.status.complete
-                elif reply.HasField("events"):
-                    cursor = reply.events.first_sequence + len(reply.events.events)
-                yield reply
+            try:
+                for reply in channel.execute(self._session, follow=follow):
+                    if reply.HasField("status"):
+                        self._last = reply.status
+                        complete = reply.status.complete
+                    elif reply.HasField("events"):
+                        cursor = reply.events.first_sequence + len(reply.events.events)
+                    yield reply
+            except channel.Interrupted as interrupt:
+                self.wait(_CANCEL_SECONDS)
+                raise self._error() or RunCancelledError(
+                    f"run {self.id} is being cancelled: {interrupt}"
+                ) from interrupt
 
     def _fetch_result(self) -> Any:
         data = getattr(self, "_value", None)

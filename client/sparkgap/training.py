@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sparkgap_protos import reporting
 
-__all__ = ["report"]
+__all__ = ["attempt", "report", "session_conf"]
 
 
 def report(step: int, total: int | None = None, **metrics: float) -> None:
@@ -43,6 +43,22 @@ def report(step: int, total: int | None = None, **metrics: float) -> None:
     if abs(steps) > _MOST or (goal is not None and abs(goal) > _MOST):
         raise ValueError(f"step and total are counts of at most {_MOST}, got {steps} and {goal}")
     reporting.sink(reporting.Report(steps, goal, values))
+
+
+def attempt() -> int:
+    """Which attempt of the run this rank belongs to, 0 at first and outside a run; costs nothing.
+
+    ``TorchDistributor(max_failures=)`` has failed runs started again.
+    """
+    return reporting.context.attempt
+
+
+def session_conf() -> dict[str, str]:
+    """The settings of the session that submitted the run, as they were then: those that it does not share with the server.
+
+    Called by any rank; a copy, at no other cost. Empty outside a run. Strings as ``spark.conf.set`` got them.
+    """
+    return dict(reporting.context.session_conf)
 
 
 _MOST = 2**63 - 1

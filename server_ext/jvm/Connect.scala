@@ -34,7 +34,7 @@ class SparkgapCommands extends CommandPlugin {
     command.choice("kind") match {
       case Some("submit") =>
         val submit = command.message("submit")
-        val run = Runs.submit(user, submit.message("plan"), SessionFiles.of(session))
+        val run = Runs.submit(SubmittingSession.of(session), submit.message("plan"))
         if (submit.has("follow")) replies.follow(run, submit.message("follow")) else replies.status(run, complete = false)
       case Some("follow") =>
         val follow = command.message("follow")
@@ -56,6 +56,7 @@ class SparkgapCommands extends CommandPlugin {
 private final class Replies(execution: ExecuteHolder) {
   private val PageBytes = 16L << 20
   private val MessageBytes = 1L << 20
+  private val WaitMillis = 1000L
 
   // By reflection: the Scala signature of the observer names gRPC's unrelocated types, which are not on the class path.
   private val observer = classOf[ExecuteHolder].getMethod("responseObserver").invoke(execution).asInstanceOf[StreamObserver[proto.ExecutePlanResponse]]
@@ -65,10 +66,21 @@ private final class Replies(execution: ExecuteHolder) {
 
   def status(run: AnyRun, complete: Boolean): Unit = send(Schema.build("Reply")("status" -> run.status(complete)))
 
-  def follow(run: AnyRun, request: DynamicMessage): Unit = {
+  /** Spark's own interrupt of the operation (`interruptAll`, `interruptTag`, `interruptOperation`) ends the run that it waits for. An operation that Spark
+   *  closes because its client or session is gone is interrupted too, and that ends nothing. */
+  def follow(run: AnyRun, request: DynamicMessage): Unit =
+    try send(run, request)
+    catch { case interrupt: InterruptedException =>
+      if (execution.getExecuteInfo.closedTimeNs.isEmpty) run.cancel("interrupted through Spark, by a session that followed it")
+      throw interrupt
+    }
+
+  private def send(run: AnyRun, request: DynamicMessage): Unit = {
+    val waits = !request.bool("no_wait")
     var cursor = request.long("from_sequence")
     var sent = 0L
     var complete = false
+    var waitingFor = ""
     while (!complete && sent < PageBytes) {
       val ended = run.ended // before the events are read, or the last ones could be missed
       val page = run.page(cursor, MessageBytes)
@@ -77,13 +89,24 @@ private final class Replies(execution: ExecuteHolder) {
           "events" -> page.events.map(Schema.parse("RunEvent", _)))))
         cursor = page.first + page.events.size
         sent += page.events.map(_.length.toLong).sum
-      } else if (ended || request.bool("no_wait")) complete = true
-      else run.await(cursor, millis = 1000)
+      } else if (ended || !waits) complete = true
+      else {
+        run.await(cursor, WaitMillis)
+        waitingFor = tellWaiting(run, waitingFor)
+      }
     }
     if (complete && request.bool("with_result")) run.resultChunks.foreach { chunk =>
       send(Schema.build("Reply")("result" -> Schema.build("ResultChunk")("data" -> chunk)))
     }
     status(run, complete)
+  }
+
+  /** A run that waits for its slots is told of, whenever its place has changed. */
+  private def tellWaiting(run: AnyRun, told: String): String = {
+    val now = run.status(complete = false)
+    val place = s"${now.int("queue_position")} ${now.string("waiting_for")}"
+    if (now.string("waiting_for").nonEmpty && place != told) send(Schema.build("Reply")("status" -> now))
+    place
   }
 }
 

@@ -153,7 +153,7 @@ object FrameKind {
 
 final case class Frame(kind: Int, body: Array[Byte])
 
-/** Frames over one Unix socket: a byte of kind, four bytes of little-endian length, the body. Closing it ends the process at the other end. */
+/** Frames over one Unix socket: a byte of kind, four bytes of little-endian length, the body. Closing or finishing it ends the process at the other end. */
 final class NurseryConnection(channel: SocketChannel) extends AutoCloseable {
   private val header = ByteBuffer.allocate(5).order(ByteOrder.LITTLE_ENDIAN)
 
@@ -174,6 +174,9 @@ final class NurseryConnection(channel: SocketChannel) extends AutoCloseable {
     } catch { case _: EOFException | _: ClosedChannelException | _: SocketException => None } // reset: it died with something unread
 
   private def fill(buffer: ByteBuffer): Unit = while (buffer.hasRemaining) if (channel.read(buffer) < 0) throw new EOFException
+
+  /** The other end reads the end of the stream, which ends it; what it still has to say can be received. */
+  def finish(): Unit = try channel.shutdownOutput() catch { case _: IOException => } // it has ended already
 
   override def close(): Unit = channel.close()
 }

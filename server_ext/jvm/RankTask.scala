@@ -21,7 +21,7 @@ object RankTask {
     val ranks = new RankTask(gang, context)
     // The interrupt listener runs on an RPC thread, also when Spark kills without interrupting the task's thread.
     context.addTaskCompletionListener[Unit]((_: TaskContext) => ranks.close())
-    context.addTaskInterruptListener(new TaskInterruptListener { def onTaskInterrupted(task: TaskContext, reason: String): Unit = ranks.close() })
+    context.addTaskInterruptListener(new TaskInterruptListener { def onTaskInterrupted(task: TaskContext, reason: String): Unit = ranks.finish() })
     ranks.run().iterator
   }
 }
@@ -32,6 +32,9 @@ private final case class RankFailure(failure: DynamicMessage) extends Signal
 private final case class RankEnded(rank: Int, exit: DynamicMessage, value: Option[Seq[Array[Byte]]]) extends Signal
 private final case class RankLost(rank: Int) extends Signal
 
+/** With one rank's keeper; `reader` ends when the keeper does. */
+private final case class Conversation(connection: NurseryConnection, reader: Thread)
+
 private final class RankTask(gang: Gang, context: BarrierTaskContext) extends AutoCloseable {
   private val rpc = Nursery.rpc
   private val host = {
@@ -41,11 +44,13 @@ private final class RankTask(gang: Gang, context: BarrierTaskContext) extends Au
   private val firstRank = context.partitionId() * gang.ranksPerTask
   private val localRanks = math.min(gang.ranksPerTask, gang.worldSize - firstRank)
   private val signals = new LinkedBlockingQueue[Signal]()
-  private val connections = mutable.ArrayBuffer.empty[NurseryConnection]
+  private val conversations = mutable.ArrayBuffer.empty[Conversation]
   private val resultBytes = new AtomicLong()
-  private var closed = false
+  private val GoneMillis = 5000L
+  private var finished = false
 
   def run(): Seq[Array[Byte]] = {
+    rpc.send(Placed(gang.run, gang.attempt))
     (firstRank until firstRank + localRanks).foreach(open)
     meet()
     val values = mutable.Map.empty[Int, Seq[Array[Byte]]]
@@ -57,24 +62,37 @@ private final class RankTask(gang: Gang, context: BarrierTaskContext) extends Au
     values.toSeq.sortBy(_._1).flatMap(_._2)
   }
 
-  override def close(): Unit = synchronized {
-    closed = true
-    connections.foreach(_.close())
+  /** Says that nobody waits for the ranks any more, which ends them; returns at once. */
+  def finish(): Unit = synchronized {
+    finished = true
+    conversations.foreach(_.connection.finish())
+  }
+
+  /** Ends the ranks and waits until they are gone: the task's slot and GPUs are nobody else's before. A keeper needs 2 s where a rank ignores SIGTERM. */
+  override def close(): Unit = {
+    finish()
+    val interrupted = Thread.interrupted() // a killed task's thread waits all the same
+    val deadline = System.nanoTime() + GoneMillis * 1000000L
+    try synchronized(conversations.toSeq).foreach { each =>
+      each.reader.join(math.max(1L, (deadline - System.nanoTime()) / 1000000L))
+      each.connection.close()
+    } finally if (interrupted) Thread.currentThread().interrupt()
   }
 
   private def open(rank: Int): Unit = {
     val connection = Nursery.open(Schema.build("OpenRank")("run_id" -> gang.run.id, "rank" -> rank))
+    val reader = new Thread(() => read(rank, connection), s"sparkgap-${gang.run.id}-rank-$rank")
+    reader.setDaemon(true)
     synchronized {
-      connections += connection
-      if (closed) connection.close()
+      conversations += Conversation(connection, reader)
+      if (finished) connection.finish()
     }
     connection.send(FrameKind.Placement, Schema.build("RankPlacement")("run_id" -> gang.run.id, "attempt" -> gang.attempt, "rank" -> rank,
       "local_rank" -> (rank - firstRank), "world_size" -> gang.worldSize, "local_world_size" -> localRanks, "node_rank" -> context.partitionId(),
-      "num_nodes" -> gang.tasks, "host" -> host, "gpus" -> gpus, "cpus" -> context.cpus(), "max_result_bytes" -> gang.maxResultBytes,
-      "python_path" -> gang.files.toSeq.flatMap(_.pythonPath)).toByteArray)
+      "num_nodes" -> gang.tasks, "host" -> host, "gpus" -> gpus, "cpus" -> math.max(1, context.cpus() / localRanks),
+      "max_result_bytes" -> gang.maxResultBytes, "python_path" -> gang.files.toSeq.flatMap(_.pythonPath), "max_failures" -> gang.maxFailures,
+      "session_conf" -> gang.sessionConf.toSeq.sorted.map { case (key, value) => Schema.build("Setting")("key" -> key, "value" -> value) }).toByteArray)
     connection.send(FrameKind.TrainPlan, gang.plan)
-    val reader = new Thread(() => read(rank, connection), s"sparkgap-${gang.run.id}-rank-$rank")
-    reader.setDaemon(true)
     reader.start()
   }
 
@@ -83,19 +101,19 @@ private final class RankTask(gang: Gang, context: BarrierTaskContext) extends Au
   /** One thread a rank: events go straight to the driver, what concerns the task goes to its queue. */
   private def read(rank: Int, connection: NurseryConnection): Unit = {
     val value = mutable.ArrayBuffer.empty[Array[Byte]]
-    var finished = false
+    var returned = false
     var exited = false
     try Iterator.continually(connection.receive()).takeWhile(_.isDefined).flatten.foreach {
       case Frame(FrameKind.Event, event) => rpc.send(RankEvent(gang.run, gang.attempt, event))
       case Frame(FrameKind.Result, chunk) =>
-        finished = true
+        returned = true
         if (resultBytes.addAndGet(chunk.length) > gang.maxResultBytes) signals.put(RankFailure(failureOf(rank, gang.tooManyResultBytes)))
         else if (chunk.nonEmpty) value += chunk
       case Frame(FrameKind.Address, point) => signals.put(ReadyToMeet(point))
       case Frame(FrameKind.Failure, failure) => signals.put(RankFailure(Schema.parse("RankFailure", failure)))
       case Frame(FrameKind.Exit, exit) =>
         exited = true
-        signals.put(RankEnded(rank, Schema.parse("RankExit", exit), Option.when(finished)(value.toSeq)))
+        signals.put(RankEnded(rank, Schema.parse("RankExit", exit), Option.when(returned)(value.toSeq)))
       case Frame(kind, _) => throw new SparkException(s"a rank sent a frame of unknown kind $kind")
     } finally if (!exited) signals.put(RankLost(rank))
   }
@@ -118,7 +136,7 @@ private final class RankTask(gang: Gang, context: BarrierTaskContext) extends Au
         pause = math.min(pause * 2, 50L)
       }
     }
-    synchronized(connections.toSeq).foreach(_.send(FrameKind.MeetingPoint, point))
+    synchronized(conversations.toSeq).foreach(_.connection.send(FrameKind.MeetingPoint, point))
   }
 
   private def handle(signal: Signal): Unit = signal match {

@@ -13,6 +13,9 @@ final case class NodeUp(executor: String, report: String) extends Rpc
 /** The nursery of an executor could not be started. */
 final case class NodeDown(executor: String, reason: String) extends Rpc
 
+/** Spark has started a task of the gang. */
+final case class Placed(run: RunKey, attempt: Int) extends Rpc
+
 /** A serialized RunEvent. */
 final case class RankEvent(run: RunKey, attempt: Int, event: Array[Byte]) extends Rpc
 

@@ -51,6 +51,9 @@ object Schema {
     builder.build()
   }
 
+  /** For people: "1 run", "2 runs". */
+  def plural(number: Int, what: String): String = s"$number $what${if (number == 1) "" else "s"}"
+
   def pack(message: Message): ProtoAny =
     ProtoAny.newBuilder().setTypeUrl(UrlPrefix + message.getDescriptorForType.getName).setValue(message.toByteString).build()
 

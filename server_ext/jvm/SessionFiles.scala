@@ -1,4 +1,4 @@
-// The files and archives that a session brought (`addArtifacts`), as of a run's submit: kept for the run, whatever becomes of the session, by a clone of
+// What a run keeps of the session that submits it, as of the submit: user, settings, files. The files and archives that a session brought (`addArtifacts`), as of a run's submit: kept for the run, whatever becomes of the session, by a clone of
 // it. Spark puts them beside the run's tasks as it does for a query's; RankTask.scala tells the ranks where.
 package org.apache.spark.sql.connect.sparkgap
 
@@ -32,4 +32,18 @@ object SessionFiles {
     Option.when(Predict.hasFiles(session))(new SessionFiles(session.session.cloneSession()))
 
   def during(files: Option[SessionFiles])(body: => Unit): Unit = files.fold(body)(_.during(body))
+}
+
+/** The session that submits a run. `conf` are its own settings, those that it does not share with the server; `files` are copied when they are asked for. */
+final class SubmittingSession(val user: String, val conf: Map[String, String], copied: => Option[SessionFiles]) {
+  def files: Option[SessionFiles] = copied
+}
+
+object SubmittingSession {
+  def of(session: SessionHolder): SubmittingSession = {
+    val spark = session.session
+    val server = spark.sparkContext.conf
+    val own = spark.conf.getAll.filterNot { case (key, value) => server.getOption(key).contains(value) }
+    new SubmittingSession(session.userId, own, SessionFiles.of(session))
+  }
 }

@@ -4,6 +4,7 @@ package org.apache.spark.sql.connect.sparkgap
 import java.util.Locale
 
 import org.apache.spark.{SparkConf, SparkContext}
+import org.apache.spark.util.Utils
 
 final class Settings(conf: SparkConf) {
   /** The Python of ranks, model hosts and prediction workers; on each node the same path. */
@@ -21,6 +22,12 @@ final class Settings(conf: SparkConf) {
 
   /** How long a task waits for its ranks to start and meet; covers a nursery that is still importing torch. */
   def startTimeoutMillis: Long = conf.getTimeAsMs("spark.sparkgap.start.timeout", "120s")
+
+  /** How long a run that waits for its slots lets smaller ones pass it. */
+  def queuePatienceMillis: Long = conf.getTimeAsMs("spark.sparkgap.queue.patience", "60s")
+
+  /** How many runs may wait for their slots; one more is refused. */
+  def maxQueued: Int = conf.getInt("spark.sparkgap.queue.max", 1000)
 
   def maxResultBytes: Long = conf.getSizeAsBytes("spark.sparkgap.result.maxBytes", "256m")
   def maxEventBytes: Long = conf.getSizeAsBytes("spark.sparkgap.events.maxBytes", "16m")
@@ -54,6 +61,12 @@ final class Settings(conf: SparkConf) {
   /** Train where spark.ssl.enabled promises encryption, although the ranks talk in the clear. pyspark's name for it cannot be set on a server, because
    *  spark-submit drops settings that do not begin with "spark.". */
   def ignoreSsl: Boolean = conf.getBoolean("spark.sparkgap.ignoreSsl", defaultValue = false)
+
+  /** Executors can be cut into tasks of other sizes than spark.task.* says: everywhere but where tasks run in the driver. */
+  def hasTaskProfiles: Boolean = !Utils.isLocalMaster(conf)
+
+  /** GPUs of an executor, or None where none are configured. */
+  def executorGpus: Option[Int] = conf.getOption("spark.executor.resource.gpu.amount").map(_.toInt)
 
   def taskCpus: Int = conf.getInt("spark.task.cpus", 1)
 

@@ -24,7 +24,7 @@ def apply(placement: pb.RankPlacement) -> None:
         "ROLE_NAME": "default",
         "TORCHELASTIC_RUN_ID": placement.run_id,
         "TORCHELASTIC_RESTART_COUNT": placement.attempt,
-        "TORCHELASTIC_MAX_RESTARTS": 0,
+        "TORCHELASTIC_MAX_RESTARTS": placement.max_failures,
         # Rank 0's store listens before user code runs (meeting.py), and init_process_group must join it instead of binding the port again.
         "TORCHELASTIC_USE_AGENT_STORE": True,
         "CUDA_VISIBLE_DEVICES": ",".join(placement.gpus),

@@ -73,6 +73,9 @@ def _run(task: RankTask, channel: socket.socket) -> int:
     environment.meet(pb.MeetingPoint.FromString(answer.body))
     started = run_pb2.RankStarted(host=socket.gethostname(), pid=os.getpid())
     wire.send(channel, pb.EVENT, _event(placement, started=started))
+    reporting.context = reporting.RankContext(
+        attempt=placement.attempt, session_conf={each.key: each.value for each in placement.session_conf}
+    )
     reporting.sink = reporter = Reporter(placement, channel)
     try:
         value = body()

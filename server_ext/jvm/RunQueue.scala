@@ -1,0 +1,136 @@
+// Lets gangs into Spark one after the other, so that a large one is not starved by small ones and nobody holds slots that it cannot use yet. Runs.scala
+// makes it, each run's thread waits here. Behind it Spark starts a barrier job as soon as all its slots are free at once; its other work goes on meanwhile.
+package org.apache.spark.sql.connect.sparkgap
+
+import scala.collection.mutable
+
+import org.apache.spark.SparkContext
+import org.apache.spark.resource.ResourceProfile
+import org.apache.spark.scheduler.TaskSchedulerImpl
+
+import Schema.plural
+
+/** What a gang takes of the cluster while it runs: so many tasks of this profile, each with so many cores and GPUs. */
+final case class Demand(tasks: Int, cpusPerTask: Int, gpusPerTask: Int, profile: ResourceProfile) {
+  def cpus: Int = tasks * cpusPerTask
+  def gpus: Int = tasks * gpusPerTask
+
+  override def toString: String = {
+    val each = Option.when(cpusPerTask > 1)(plural(cpusPerTask, "core")) ++ Option.when(gpusPerTask > 0)(plural(gpusPerTask, "GPU"))
+    plural(tasks, "task slot") + (if (tasks > 1) " at the same time" else "") + (if (each.isEmpty) "" else s", ${each.mkString(" and ")} each")
+  }
+}
+
+/** How many tasks of a profile the whole cluster could run at once, and how many tasks of any kind it runs now. */
+trait Capacity {
+  def slots(profile: ResourceProfile): Int
+  def running: Int
+}
+
+final class ClusterCapacity(sc: SparkContext) extends Capacity {
+  override def slots(profile: ResourceProfile): Int = sc.maxNumConcurrentTasks(profile)
+  override def running: Int = sc.taskScheduler match {
+    case scheduler: TaskSchedulerImpl => scheduler.runningTasksByExecutors.values.sum
+    case _ => 0
+  }
+}
+
+/** A run's place in the queue. */
+final class Ticket(val user: String, val demand: Demand, val since: Long) {
+  private[sparkgap] var held = false // let into Spark
+  private[sparkgap] var started = false // Spark runs its tasks
+}
+
+/** `position` is 0 for a run that is not in the queue, because it is in Spark's hands. */
+final case class Place(position: Int, waitingFor: String)
+
+/** The first of those that wait goes as soon as the slots that other runs leave are enough for it. Users with fewer slots come first, then who has come
+  * first. A smaller run may pass one that does not fit yet, but not for ever: after `patienceMillis` what becomes free is kept for the one that waits. */
+final class RunQueue(capacity: Capacity, patienceMillis: Long, maxWaiting: Int, clock: () => Long = () => System.currentTimeMillis()) {
+  private val CheckMillis = 1000L // executors come and go, and nobody tells
+  private val tickets = mutable.LinkedHashSet.empty[Ticket]
+
+  def enter(user: String, demand: Demand): Ticket = synchronized {
+    val waiting = tickets.count(!_.held)
+    if (waiting >= maxWaiting) throw Refused.resources(s"$waiting runs wait for their slots already, spark.sparkgap.queue.max allows no more: try again later")
+    val ticket = new Ticket(user, demand, clock())
+    tickets += ticket
+    ticket
+  }
+
+  /** Lets the run in at once, or refuses it. */
+  def enterNow(user: String, demand: Demand): Ticket = synchronized {
+    val ticket = enter(user, demand)
+    val others = otherTasks
+    val free = slots(demand) - taken(demand, ticket) - others
+    if (!next.contains(ticket) || free < demand.tasks) {
+      tickets -= ticket
+      throw Refused.resources(s"the run needs $demand, and ${shares(ticket, others)}. It was not to wait for them (wait=False), so nothing was started")
+    }
+    ticket.held = true
+    ticket
+  }
+
+  /** Returns when the run may go to Spark, or `over` says that it has no business there any more. */
+  def await(ticket: Ticket, over: => Boolean): Unit = synchronized {
+    while (!over && !mayGo(ticket)) wait(CheckMillis)
+    if (!ticket.held) { ticket.held = true; notifyAll() }
+  }
+
+  /** For runs whose `over` may have changed. */
+  def wake(): Unit = synchronized(notifyAll())
+
+  /** Before another attempt: its slots have stayed its own. */
+  def again(ticket: Ticket): Unit = synchronized { ticket.started = false }
+
+  def started(ticket: Ticket): Unit = synchronized { ticket.started = true }
+
+  def leave(ticket: Ticket): Unit = synchronized { tickets -= ticket; notifyAll() }
+
+  def place(ticket: Ticket): Option[Place] = synchronized {
+    if (ticket.started || !tickets.contains(ticket)) None
+    else {
+      val needs = s"${ticket.demand}; ${shares(ticket, otherTasks)}"
+      Some(if (ticket.held) Place(0, needs) else Place(order.indexOf(ticket) + 1, needs))
+    }
+  }
+
+  // ---- Who comes next ----
+
+  private def order: Seq[Ticket] = {
+    val slotsOf = tickets.toSeq.filter(_.held).groupMapReduce(_.user)(_.demand.tasks)(_ + _)
+    tickets.toSeq.filter(!_.held).sortBy(each => (!overdue(each), if (overdue(each)) 0 else slotsOf.getOrElse(each.user, 0), each.since))
+  }
+
+  private def overdue(ticket: Ticket): Boolean = clock() - ticket.since >= patienceMillis
+
+  private def next: Option[Ticket] = order.takeWhile(each => !overdue(each) || fits(each)).find(fits)
+
+  private def mayGo(ticket: Ticket): Boolean = if (ticket.held) slots(ticket.demand) >= ticket.demand.tasks else next.contains(ticket)
+
+  private def fits(ticket: Ticket): Boolean = slots(ticket.demand) - taken(ticket.demand, ticket) >= ticket.demand.tasks
+
+  // ---- What there is ----
+
+  private def slots(demand: Demand): Int = capacity.slots(demand.profile)
+
+  /** Slots of this kind that other runs have been let in for, be their tasks running or not. */
+  private def taken(demand: Demand, but: Ticket): Int = {
+    val held = tickets.toSeq.filter(each => each.held && (each ne but)).map(_.demand)
+    val byCpus = ceiling(held.map(_.cpus).sum, demand.cpusPerTask)
+    if (demand.gpusPerTask > 0) math.max(byCpus, ceiling(held.map(_.gpus).sum, demand.gpusPerTask)) else byCpus
+  }
+
+  /** Running tasks of Spark's other work. */
+  private def otherTasks: Int = math.max(0, capacity.running - tickets.toSeq.filter(_.started).map(_.demand.tasks).sum)
+
+  private def shares(ticket: Ticket, others: Int): String = {
+    val runs = tickets.count(each => each.held && (each ne ticket))
+    val byRuns = taken(ticket.demand, ticket)
+    val parts = Option.when(byRuns > 0)(s"${plural(runs, "other run")} ${if (runs == 1) "takes" else "take"} $byRuns") ++
+      Option.when(others > 0)(s"other work of Spark takes $others")
+    s"the cluster has ${slots(ticket.demand)}" + (if (parts.isEmpty) "" else s", of which ${parts.mkString(" and ")}")
+  }
+
+  private def ceiling(amount: Int, per: Int): Int = (amount + per - 1) / math.max(1, per)
+}
