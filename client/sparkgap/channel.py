@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from pyspark.sql.connect.client import SparkConnectClient
     from pyspark.sql.connect.session import SparkSession
 
-_INTERRUPTED = "OPERATION_CANCELED"
 _MISSING = re.compile(r"No handler found for extension|CONNECT_INVALID_PLAN\.(EXTENSION|NO_HANDLER)", re.IGNORECASE)
 
 
@@ -86,8 +85,10 @@ def execute(session: SparkSession, **kind: Message) -> Iterator[run_pb2.Reply]:
                 yield _reply(response)
 
 
-class Interrupted(Exception):
-    """Somebody has interrupted the operation through Spark, by ``interruptAll`` for example."""
+def is_interrupt(error: Exception) -> bool:
+    """Whether Spark says so that somebody has interrupted the operation, by ``interruptAll`` for example."""
+    condition = getattr(error, "getCondition", lambda: None)
+    return bool(condition() == "OPERATION_CANCELED")
 
 
 def require_sendable(plan: Message, what: str) -> None:
@@ -207,10 +208,7 @@ def _missing() -> ExtensionError:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turn the server's word that nobody handles our messages into an `ExtensionError`, and that of an interrupt into `Interrupted`.
-
-    Other errors of Spark pass.
-    """
+    """Turn the server's word that nobody handles our messages into an `ExtensionError`; other errors of Spark pass."""
     from pyspark.errors.exceptions.connect import SparkConnectGrpcException
 
     try:
@@ -218,6 +216,4 @@ def translated() -> Iterator[None]:
     except SparkConnectGrpcException as error:
         if _MISSING.search(str(error)):
             raise _missing() from error
-        if error.getCondition() == _INTERRUPTED:
-            raise Interrupted(str(error)) from error
         raise

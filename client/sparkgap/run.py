@@ -263,7 +263,7 @@ class Run:
     def _follow_to_end(self, listener: Listener) -> None:
         """Show a listener everything from the first event to the run's end, and keep the value if it has come along."""
         chunks = []
-        for reply in self._pages(with_result=True):
+        for reply in self._pages(as_call=True):
             if reply.HasField("events"):
                 if reply.events.dropped:
                     listener.lost(reply.events.dropped)
@@ -275,11 +275,14 @@ class Run:
                 listener.waits(reply.status)
         self._value = b"".join(chunks)
 
-    def _pages(self, *, no_wait: bool = False, with_result: bool = False, start: int = 0) -> Iterator[run_pb2.Reply]:
+    def _pages(self, *, no_wait: bool = False, as_call: bool = False, start: int = 0) -> Iterator[run_pb2.Reply]:
+        """All replies up to the run's end; `as_call` is for who waits for the value, and has Spark's interrupt cancel the run."""
         cursor = start
         complete = False
         while not complete:
-            follow = pb.FollowRun(run_id=self.id, from_sequence=cursor, no_wait=no_wait, with_result=with_result)
+            follow = pb.FollowRun(
+                run_id=self.id, from_sequence=cursor, no_wait=no_wait, with_result=as_call, cancel_on_interrupt=as_call
+            )
             try:
                 for reply in channel.execute(self._session, follow=follow):
                     if reply.HasField("status"):
@@ -288,11 +291,11 @@ class Run:
                     elif reply.HasField("events"):
                         cursor = reply.events.first_sequence + len(reply.events.events)
                     yield reply
-            except channel.Interrupted as interrupt:
+            except Exception as error:
+                if not (as_call and channel.is_interrupt(error)):
+                    raise
                 self.wait(_CANCEL_SECONDS)
-                raise self._error() or RunCancelledError(
-                    f"run {self.id} is being cancelled: {interrupt}"
-                ) from interrupt
+                raise self._error() or RunCancelledError(f"run {self.id} is being cancelled: {error}") from error
 
     def _fetch_result(self) -> Any:
         data = getattr(self, "_value", None)

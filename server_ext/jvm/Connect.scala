@@ -54,6 +54,7 @@ class SparkgapCommands extends CommandPlugin {
 
 /** The response stream of one operation. The observer keeps unread responses in memory, so one operation sends one page. */
 private final class Replies(execution: ExecuteHolder) {
+  private lazy val settings = new Settings(execution.sessionHolder.session.sparkContext.conf)
   private val PageBytes = 16L << 20
   private val MessageBytes = 1L << 20
   private val WaitMillis = 1000L
@@ -66,22 +67,23 @@ private final class Replies(execution: ExecuteHolder) {
 
   def status(run: AnyRun, complete: Boolean): Unit = send(Schema.build("Reply")("status" -> run.status(complete)))
 
-  /** Spark's own interrupt of the operation (`interruptAll`, `interruptTag`, `interruptOperation`) ends the run that it waits for. An operation that Spark
-   *  closes because its client or session is gone is interrupted too, and that ends nothing. */
+  /** Spark interrupts an operation when a client asks for it (`interruptAll`, `interruptTag`, `interruptOperation`), and also when it closes one whose
+   *  client or session is gone. Only the first is meant for the run. */
   def follow(run: AnyRun, request: DynamicMessage): Unit =
     try send(run, request)
     catch { case interrupt: InterruptedException =>
-      if (execution.getExecuteInfo.closedTimeNs.isEmpty) run.cancel("interrupted through Spark, by a session that followed it")
+      if (request.bool("cancel_on_interrupt") && execution.getExecuteInfo.closedTimeNs.isEmpty) run.cancel("its client was interrupted through Spark")
       throw interrupt
     }
 
   private def send(run: AnyRun, request: DynamicMessage): Unit = {
     val waits = !request.bool("no_wait")
+    val deadline = System.nanoTime() + settings.followMillis * 1000000L // a client that has gone away unnoticed does not ask again
     var cursor = request.long("from_sequence")
     var sent = 0L
     var complete = false
     var waitingFor = ""
-    while (!complete && sent < PageBytes) {
+    while (!complete && sent < PageBytes && System.nanoTime() < deadline) {
       val ended = run.ended // before the events are read, or the last ones could be missed
       val page = run.page(cursor, MessageBytes)
       if (page.events.nonEmpty || page.dropped > 0) {

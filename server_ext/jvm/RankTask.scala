@@ -165,11 +165,13 @@ private final class RankTask(gang: Gang, context: BarrierTaskContext) extends Au
     def record(one: DynamicMessage): Unit = rpc.ask(RankFailed(gang.run, gang.attempt, one.toByteArray))
     record(failure)
     val began = System.nanoTime()
+    var heard = began
     val told = mutable.Set(failure.int("rank"))
-    def waited(millis: Long): Boolean = System.nanoTime() - began > millis * 1000000L
-    def causeAwaited: Boolean = failure.bool("in_collective") && !waited(1000) && !rpc.ask(CauseKnown(gang.run, gang.attempt)).asInstanceOf[Boolean]
-    while (told.size < localRanks && !waited(100) || causeAwaited) Option(signals.poll(20, TimeUnit.MILLISECONDS)).foreach {
-      case RankFailure(another) => told += another.int("rank"); record(another.copy("host" -> host))
+    def since(moment: Long): Long = (System.nanoTime() - moment) / 1000000L
+    def othersAwaited: Boolean = told.size < localRanks && since(heard) < 200
+    def causeAwaited: Boolean = failure.bool("in_collective") && !rpc.ask(CauseKnown(gang.run, gang.attempt)).asInstanceOf[Boolean]
+    while (since(began) < 1000 && (othersAwaited || causeAwaited)) Option(signals.poll(20, TimeUnit.MILLISECONDS)).foreach {
+      case RankFailure(another) => heard = System.nanoTime(); told += another.int("rank"); record(another.copy("host" -> host))
       case RankEnded(rank, exit, _) if exit.int("status") < 0 => told += rank; record(endedEarly(rank, exit))
       case RankEnded(rank, exit, value) if (exit.int("status") != 0 || value.isEmpty) && !told(rank) => told += rank; record(endedEarly(rank, exit))
       case RankEnded(rank, _, _) => told += rank

@@ -44,11 +44,14 @@ final class Ticket(val user: String, val demand: Demand, val since: Long) {
 /** `position` is 0 for a run that is not in the queue, because it is in Spark's hands. */
 final case class Place(position: Int, waitingFor: String)
 
-/** The first of those that wait goes as soon as the slots that other runs leave are enough for it. Users with fewer slots come first, then who has come
-  * first. A smaller run may pass one that does not fit yet, but not for ever: after `patienceMillis` what becomes free is kept for the one that waits. */
+/** The first of those that wait goes as soon as the slots that other runs leave are enough for it. Users with fewer slots come first, then those
+  * whose last turn is longer ago, then who has come first. A smaller run may pass one that does not fit yet, but not for ever: after `patienceMillis` what becomes free is kept for the one that waits. */
 final class RunQueue(capacity: Capacity, patienceMillis: Long, maxWaiting: Int, clock: () => Long = () => System.currentTimeMillis()) {
   private val CheckMillis = 1000L // executors come and go, and nobody tells
+  private val RememberedUsers = 1000
   private val tickets = mutable.LinkedHashSet.empty[Ticket]
+  private val turns = mutable.LinkedHashMap.empty[String, Long] // of users, by the number of the turn; the oldest first
+  private var turn = 0L
 
   def enter(user: String, demand: Demand): Ticket = synchronized {
     val waiting = tickets.count(!_.held)
@@ -67,14 +70,23 @@ final class RunQueue(capacity: Capacity, patienceMillis: Long, maxWaiting: Int, 
       tickets -= ticket
       throw Refused.resources(s"the run needs $demand, and ${shares(ticket, others)}. It was not to wait for them (wait=False), so nothing was started")
     }
-    ticket.held = true
+    let(ticket)
     ticket
   }
 
   /** Returns when the run may go to Spark, or `over` says that it has no business there any more. */
   def await(ticket: Ticket, over: => Boolean): Unit = synchronized {
     while (!over && !mayGo(ticket)) wait(CheckMillis)
-    if (!ticket.held) { ticket.held = true; notifyAll() }
+    if (!ticket.held) let(ticket)
+  }
+
+  private def let(ticket: Ticket): Unit = {
+    ticket.held = true
+    turn += 1
+    turns.remove(ticket.user)
+    turns(ticket.user) = turn
+    if (turns.size > RememberedUsers) turns.remove(turns.head._1)
+    notifyAll()
   }
 
   /** For runs whose `over` may have changed. */
@@ -99,7 +111,8 @@ final class RunQueue(capacity: Capacity, patienceMillis: Long, maxWaiting: Int, 
 
   private def order: Seq[Ticket] = {
     val slotsOf = tickets.toSeq.filter(_.held).groupMapReduce(_.user)(_.demand.tasks)(_ + _)
-    tickets.toSeq.filter(!_.held).sortBy(each => (!overdue(each), if (overdue(each)) 0 else slotsOf.getOrElse(each.user, 0), each.since))
+    val (late, others) = tickets.toSeq.filter(!_.held).sortBy(_.since).partition(overdue)
+    late ++ others.sortBy(each => (slotsOf.getOrElse(each.user, 0), turns.getOrElse(each.user, 0L)))
   }
 
   private def overdue(ticket: Ticket): Boolean = clock() - ticket.since >= patienceMillis

@@ -23,6 +23,9 @@ final class Settings(conf: SparkConf) {
   /** How long a task waits for its ranks to start and meet; covers a nursery that is still importing torch. */
   def startTimeoutMillis: Long = conf.getTimeAsMs("spark.sparkgap.start.timeout", "120s")
 
+  /** How long one operation follows a run; its client then goes on with another one. */
+  def followMillis: Long = conf.getTimeAsMs("spark.sparkgap.follow.maxDuration", "60s")
+
   /** How long a run that waits for its slots lets smaller ones pass it. */
   def queuePatienceMillis: Long = conf.getTimeAsMs("spark.sparkgap.queue.patience", "60s")
 

@@ -27,11 +27,12 @@ def cpu(spark):
 
 @pytest.fixture(scope="module")
 def small_results():
-    """A session on a server that takes values of one megabyte, and cuts every stream after a second or 500 bytes."""
+    """A session on a server that takes values of one megabyte, cuts streams after a second or 500 bytes, and operations after two seconds."""
     conf = {
         "spark.sparkgap.result.maxBytes": "1m",
         "spark.connect.execute.reattachable.senderMaxStreamDuration": "1s",
         "spark.connect.execute.reattachable.senderMaxStreamSize": "500b",
+        "spark.sparkgap.follow.maxDuration": "2s",
     }
     with LocalServer("local[4]", conf=conf) as server:
         session = SparkSession.builder.remote(server.url).create()

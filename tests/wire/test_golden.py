@@ -155,6 +155,7 @@ MESSAGES: dict[str, Message] = {
     ),
     "payload_of_ranks": plan_pb2.Payload(ranks=[payload(), payload()]),
     "command_follow": command(follow=follow()),
+    "command_follow_as_call": command(follow=plan_pb2.FollowRun(run_id="run-1", cancel_on_interrupt=True)),
     "command_cancel": command(cancel=plan_pb2.CancelRun(run_id="run-1", reason="interrupted at the client (Ctrl-C)")),
     "command_register": command(register=plan_pb2.RegisterFunction(name="classify", plan=predict_plan())),
     "query_run": query(run=plan_pb2.RunQuery(run_id="run-1")),

@@ -33,16 +33,18 @@ class SubmitRun(_message.Message):
     def __init__(self, plan: _Optional[_Union[TrainPlan, _Mapping]] = ..., follow: _Optional[_Union[FollowRun, _Mapping]] = ...) -> None: ...
 
 class FollowRun(_message.Message):
-    __slots__ = ("run_id", "from_sequence", "no_wait", "with_result")
+    __slots__ = ("run_id", "from_sequence", "no_wait", "with_result", "cancel_on_interrupt")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     FROM_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     NO_WAIT_FIELD_NUMBER: _ClassVar[int]
     WITH_RESULT_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_ON_INTERRUPT_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     from_sequence: int
     no_wait: bool
     with_result: bool
-    def __init__(self, run_id: _Optional[str] = ..., from_sequence: _Optional[int] = ..., no_wait: bool = ..., with_result: bool = ...) -> None: ...
+    cancel_on_interrupt: bool
+    def __init__(self, run_id: _Optional[str] = ..., from_sequence: _Optional[int] = ..., no_wait: bool = ..., with_result: bool = ..., cancel_on_interrupt: bool = ...) -> None: ...
 
 class CancelRun(_message.Message):
     __slots__ = ("run_id", "reason")
