@@ -4,8 +4,8 @@ package org.apache.spark.sql.connect.sparkgap
 
 import org.sparkproject.connect.protobuf.DynamicMessage
 
-import org.apache.spark.SparkContext
-import org.apache.spark.resource.{ResourceProfileBuilder, TaskResourceRequests}
+import org.apache.spark.{SparkContext, SparkException}
+import org.apache.spark.resource.{ResourceProfile, ResourceProfileBuilder, TaskResourceRequests}
 import org.apache.spark.util.Utils
 
 import Schema._
@@ -98,7 +98,14 @@ final class Admission(sc: SparkContext, settings: Settings, sessionConf: Map[Str
       s"executor has $held (spark.executor.resource.gpu.amount): pass local_mode=False, lower num_processes or resources, or give executors more"))
     val request = new TaskResourceRequests().cpus(cpus)
     if (gpus > 0) request.resource("gpu", gpus)
-    Demand(tasks, cpus, gpus, new ResourceProfileBuilder().require(request).build())
+    Demand(tasks, cpus, gpus, registered(new ResourceProfileBuilder().require(request).build()))
+  }
+
+  /** Spark forgets no profile, so equal ones are one. */
+  private def registered(profile: ResourceProfile): ResourceProfile = sc.resourceProfileManager.getEquivalentProfile(profile).getOrElse {
+    try sc.resourceProfileManager.addResourceProfile(profile)
+    catch { case refusal: SparkException => throw Refused.resources(s"Spark cannot cut such tasks here: ${refusal.getMessage}") }
+    profile
   }
 
   private def asSettings(cpus: Int, gpus: Option[Double]): String =

@@ -267,9 +267,39 @@ def test_without_gpus_asked_for_none_are_seen(spark: SparkSession) -> None:
     assert [gpus for _, gpus, _ in ranks] == ["", ""]
 
 
-def test_local_mode_with_more_ranks_than_a_task_has_gpus_is_refused(spark: SparkSession) -> None:
-    with pytest.raises(ResourceError, match=r"local_mode=True puts all 2 ranks into one task.* gives a task 1 GPUs"):
-        TorchDistributor(2, local_mode=True, use_gpu=True, spark=spark).run(visible_gpus)
+def test_all_ranks_of_local_mode_share_the_gpus_of_a_task_that_is_cut_for_them(spark: SparkSession) -> None:
+    """`spark.task.resource.gpu.amount` is 1 here."""
+    ranks = TorchDistributor(2, local_mode=True, use_gpu=True, spark=spark).run(with_helpers(visible_gpus))
+    assert [gpus for _, gpus, _ in ranks] == ["40,41", "40,41"]
+
+
+def test_a_rank_gets_the_gpus_and_cores_that_it_asks_for(spark: SparkSession) -> None:
+    distributor = TorchDistributor(2, local_mode=False, use_gpu=True, spark=spark, resources={"gpus": 2, "cpus": 2})
+    ranks = distributor.run(with_helpers(visible_gpus))
+    assert [gpus for _, gpus, _ in ranks] == ["40,41", "40,41"]
+    assert len({executor for *_, executor in ranks}) == 2
+    threads = TorchDistributor(1, use_gpu=False, spark=spark, resources={"cpus": 2}).run(with_helpers(threads_of_torch))
+    assert threads == (2, "2")
+
+
+def threads_of_torch() -> tuple[int, str]:
+    import os
+
+    import torch
+
+    return torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]
+
+
+def test_more_than_an_executor_has_is_refused(spark: SparkSession) -> None:
+    with pytest.raises(
+        ResourceError,
+        match=r"a task of 3 ranks needs 3 GPUs, an executor has 2 \(spark\.executor\.resource\.gpu\.amount\): pass local_mode",
+    ):
+        TorchDistributor(3, local_mode=True, use_gpu=True, spark=spark).run(visible_gpus)
+    with pytest.raises(
+        ResourceError, match=r"Spark cannot cut such tasks here: The number of cores per executor \(=2\) has to be >= .* per task = 8"
+    ):
+        TorchDistributor(2, local_mode=False, use_gpu=False, spark=spark, resources={"cpus": 8}).run(visible_gpus)
 
 
 def with_helpers(function: Any) -> Any:

@@ -11,9 +11,19 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+import sparkgap
 from pyspark import cloudpickle
 from pyspark.sql.connect.session import SparkSession
-from sparkgap import PlanError, RunCancelledError, RunNotFoundError, TorchDistributor, TrainingError, attach, training
+from sparkgap import (
+    PlanError,
+    Run,
+    RunCancelledError,
+    RunNotFoundError,
+    TorchDistributor,
+    TrainingError,
+    attach,
+    training,
+)
 
 # The workers cannot import this file, so what it defines travels with the plan.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -597,6 +607,17 @@ def test_a_run_of_another_user_looks_like_one_that_does_not_exist(cpu, strangers
     with pytest.raises(RunNotFoundError) as missing:
         attach(strangers_session, "no-such-run")
     assert str(foreign.value).replace(run.id, "ID") == str(missing.value).replace("no-such-run", "ID")
+    stranger = Run(strangers_session, run._last)  # with all that its owner knows
+    for call in (
+        stranger.cancel,
+        stranger.wait,
+        lambda: list(stranger.logs()),
+        lambda: stranger.metrics(),
+        stranger._fetch_result,
+    ):
+        with pytest.raises(RunNotFoundError):
+            call()
+    assert run.id not in set(sparkgap.runs(strangers_session)["id"])
     assert run.result(timeout=30) == "mine"
 
 

@@ -233,7 +233,7 @@ def test_more_processes_than_slots_are_no_problem_in_local_mode(cpu):
 def test_gpus_that_the_cluster_does_not_have_are_refused(spark, local_mode):
     with pytest.raises(
         ResourceError,
-        match=r"use_gpu=True, but the cluster's tasks have no GPUs: spark\.task\.resource\.gpu\.amount is not set .* or pass use_gpu=False",
+        match=r"use_gpu=True, but the cluster's executors have no GPUs: spark\.executor\.resource\.gpu\.amount is not set .* or pass use_gpu=False",
     ):
         TorchDistributor(2, local_mode, use_gpu=True, spark=spark).run(lambda: None)
 
@@ -323,6 +323,8 @@ def test_encryption_that_ranks_cannot_give_and_sizes_over_the_limit_are_refused(
             match=r"spark\.ssl\.enabled promises encryption, which torch\.distributed does not give .*spark\.sparkgap\.ignoreSsl",
         ):
             cpu(1).run(lambda: None)
+        session.conf.set("pytorch.spark.distributor.ignoreSsl", "true")  # pyspark's own name for the waiver
+        assert cpu(1).run(lambda: "in the clear") == "in the clear"
         with pytest.raises(
             PlanError,
             match=r"the plan has 20\d+ bytes, spark\.sparkgap\.plan\.maxBytes allows 1048576: write large arguments to storage",

@@ -29,9 +29,10 @@ def apply(placement: pb.RankPlacement) -> None:
         "TORCHELASTIC_USE_AGENT_STORE": True,
         "CUDA_VISIBLE_DEVICES": ",".join(placement.gpus),
         "SPARKGAP_RUN_ID": placement.run_id,
+        # Spark gives each executor's processes this variable for tasks of spark.task.cpus; a rank may have more cores.
+        "OMP_NUM_THREADS": max(1, placement.cpus),
     }
     os.environ.update({name: str(value) for name, value in values.items()})
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, placement.cpus)))
     _limit_threads(max(1, placement.cpus))
 
 
