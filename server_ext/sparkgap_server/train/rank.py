@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparkgap_protos import codec, reporting
+from sparkgap_protos import codec, places, reporting
 from sparkgap_protos.v1 import node_pb2 as pb
 from sparkgap_protos.v1 import plan_pb2, run_pb2
 
@@ -99,7 +99,7 @@ def _body(task: RankTask) -> Callable[[], Any]:
     if task.plan.WhichOneof("body") == "script":
         return _script(task.plan.script, task.private)
     try:
-        sources.install(task.plan.function.modules, task.private)
+        sources.install(task.plan.function.modules, task.private, task.plan.function.files)
         function, args, kwargs = codec.unpack(task.plan.function)
     except Exception as error:
         raise Unopenable(error) from error
@@ -107,14 +107,17 @@ def _body(task: RankTask) -> Callable[[], Any]:
 
 
 def _script(script: plan_pb2.Script, private: Path) -> Callable[[], None]:
-    path = private / Path(script.name).name
-    sources.install(script.modules, private)
-    path.write_bytes(script.source)
+    path = private / Path(places.of_file(script.name)).name
+    is_folder = not script.source and any(file.path == "__main__.py" for file in script.files)
+    folder = path if is_folder else private
+    sources.install(script.modules, folder, script.files)
+    if not is_folder:
+        path.write_bytes(script.source)
 
     def run_script() -> None:
         sys.argv = [str(path), *script.arguments]
-        if str(private) not in sys.path:
-            sys.path.insert(0, str(private))
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
         try:
             runpy.run_path(str(path), run_name="__main__")
         except SystemExit as end:
