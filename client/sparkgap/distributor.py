@@ -100,7 +100,8 @@ class TorchDistributor:
             A function, called as ``train_object(*args, **kwargs)`` in every rank, or the path of a script on this machine, which is sent
             with the modules beside it that it imports and run as ``__main__`` with `args` as its ``sys.argv[1:]``. A folder with a
             ``__main__.py`` is sent whole, as folders in `modules` are, with the modules outside it that its files import, and run as
-            ``python FOLDER`` would run it.
+            ``python FOLDER`` would run it. A script has succeeded when it ends with exit status 0, by ``sys.exit()`` or ``os._exit(0)`` too, after
+            its threads and exit handlers; one that fails does not wait for its threads.
         *args, **kwargs
             For the function; a script takes positional arguments only.
 
