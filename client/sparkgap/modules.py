@@ -108,7 +108,8 @@ def with_script(chosen: Chosen, path: Path, source: bytes) -> Luggage:
 def with_folder(chosen: Chosen, folder: Path) -> Luggage:
     """A folder's own files, and what travels with them: the chosen modules, or those outside it that any of its files imports."""
     files = listed(folder, chosen.paths, str(folder))
-    return _packed(chosen, Finder(folder.absolute()), lambda: _imported(files), files=files, what=str(folder))
+    own = [file for file in files if file.path.is_relative_to(folder)]
+    return _packed(chosen, Finder(folder.absolute()), lambda: _imported(own), files=files, what=str(folder))
 
 
 def _imported(files: Iterable[File]) -> set[str]:
@@ -129,14 +130,13 @@ def _packed(
     script: Mapping[str, bytes] | None = None,
 ) -> Luggage:
     """`script` lies beside what travels, and goes its own way."""
+    sizes = [(file.name, file.size) for file in files]
+    _require_small(what, sizes)  # before any is read
     sources = finder.reachable(needed()) if chosen.names is None else _chosen(chosen.names, finder)
     lying = {file.name for file in files}
     modules = {places.of_module(module): module for module in map(_read, sources)}
-    _require_small(
-        what,
-        [(file.name, file.size) for file in files]
-        + [(module.name, len(module.source)) for place, module in modules.items() if place not in lying],
-    )
+    sizes += [(module.name, len(module.source)) for place, module in modules.items() if place not in lying]
+    _require_small(what, sizes)
     contents = dict(script or {})
     for name, data in [
         *((file.name, file.read()) for file in files),

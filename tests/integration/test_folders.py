@@ -121,14 +121,15 @@ def test_a_function_and_its_children_find_their_files(cpu, written):
     assert sparkgap.files() == Path.cwd()
 
 
-def make_predict_fn():
-    factor = int((sparkgap.files() / "conf" / "factor").read_text())
-    return lambda x: x * factor
-
-
 def test_a_model_finds_its_files_and_another_content_is_another_model(either_way, written):
+    weights = np.ones(1 << 16)  # more than a plan holds: they take another way than the files
+
+    def make():
+        factor = int((sparkgap.files() / "conf" / "factor").read_text())
+        return lambda x: x * factor * weights[: len(x)].astype("int64")
+
     def predicted():
-        udf = predict_batch_udf(make_predict_fn, return_type="long", batch_size=4, modules=[Path("conf")])
+        udf = predict_batch_udf(make, return_type="long", batch_size=4, modules=[Path("conf")])
         return [row[0] for row in either_way.range(3).select(udf("id")).collect()]
 
     written(**{"conf/factor": "2"})

@@ -142,11 +142,13 @@ class TestLimits:
             luggage("limited_module", tree() / "conf")
 
     def test_a_large_file_is_not_read_to_find_out(self, tree):
-        root = tree("conf/x")
-        with open(root / "conf" / "huge", "wb") as file:
+        root = tree("conf/__main__.py")
+        with open(root / "conf" / "huge.py", "wb") as file:
             file.truncate(1 << 40)
-        with pytest.raises(PlanError, match=r"the largest is conf/huge with 1099511627776 bytes"):
+        with pytest.raises(PlanError, match=r"the largest is conf/huge\.py with 1099511627776 bytes"):
             luggage(root / "conf")
+        with pytest.raises(PlanError, match=r"the largest is huge\.py with 1099511627776 bytes"):
+            script(root / "conf", (), {}, checked(None))
 
     def test_too_many_files_are_refused_with_the_folder_that_has_them(self, tree, monkeypatch):
         monkeypatch.setattr(folders, "_MAX_FILES", 5)
@@ -238,8 +240,10 @@ class TestAFolderAsAScript:
         }  # fmt: skip
         assert names(packed) == ["folders_also", "folders_deep", "folders_outside"]
         assert names(script(root / "project", (), {}, checked([]))) == []
-        with_path = script(root / "project", (), {}, checked([tree("more/x") / "more"]))
-        assert set(files(with_path)) == {*files(packed), "more/x"}
+        tree(**{"more/x.py": "import folders_unused"})  # travels as it is
+        with_path = script(root / "project", (), {}, checked([root / "more"]))
+        assert set(files(with_path)) == {*files(packed), "more/x.py"}
+        assert names(with_path) == names(packed)
 
     def test_its_name_is_the_folders_own(self, tree, monkeypatch):
         monkeypatch.chdir(tree("project/__main__.py") / "project")

@@ -7,9 +7,10 @@ import textwrap
 import types
 
 import pytest
+import sparkgap
 from sparkgap import PlanError, imports
 from sparkgap.modules import Needs, checked, with_function, with_script
-from sparkgap_protos import codec
+from sparkgap_protos import codec, places
 from sparkgap_protos.v1 import plan_pb2 as pb
 from sparkgap_server import sources
 
@@ -278,10 +279,12 @@ class TestInstall:
         )
         assert done.returncode == 0, done.stderr
 
-    def test_nothing_changes_without_modules(self, tmp_path):
+    def test_nothing_lies_there_without_modules_but_the_folder_is_known(self, tmp_path, monkeypatch):
+        monkeypatch.setenv(places.FOLDER, "")  # so that it is as before after this test
         before = list(sys.path)
         sources.install([], tmp_path / "none")
         assert sys.path == before
+        assert sparkgap.files() == tmp_path / "none"
         assert not (tmp_path / "none").exists()
 
     @pytest.mark.parametrize("name", ["", "../escape", "a..b", "/etc/passwd", "a.b/c"])
