@@ -17,6 +17,7 @@ from sparkgap.listing import runs
 from sparkgap.predict import predict_batch_udf
 from sparkgap.registration import register
 from sparkgap.run import LogLine, Run, attach
+from sparkgap.sent import files
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ __all__ = [
     "TrainingError",
     "VersionError",
     "attach",
+    "files",
     "predict_batch_udf",
     "register",
     "runs",

@@ -13,14 +13,15 @@ from sparkgap_protos.v1 import plan_pb2 as pb
 
 from sparkgap import channel
 from sparkgap.errors import PlanError
-from sparkgap.modules import Modules, Needs, checked, with_function, with_script
+from sparkgap.folders import name_of
+from sparkgap.modules import Chosen, Modules, Needs, checked, with_function
 from sparkgap.progress import Console
 from sparkgap.run import Run, submit
+from sparkgap.scripts import script
 
 if TYPE_CHECKING:
     from pyspark.sql.connect.session import SparkSession
 
-_MAX_SCRIPT_BYTES = 16 << 20
 _MOST_FAILURES = 1_000_000
 _MOST_RESOURCES = 1 << 20
 
@@ -60,6 +61,10 @@ class TorchDistributor:
         By default those of the user's own project that it needs: found from what it refers to and, without running them, from the import
         statements in them, as far as they are files of Python source outside site-packages. They go before what the workers have
         installed. A module that is imported by a computed name has to be given. [] sends none.
+        A `pathlib.Path` is a file or folder that travels as it is, under its own name, beside a script and first on ``sys.path``; a function finds it
+        in `sparkgap.files`. Paths alone leave the search for modules on. Of a folder all regular files travel, without their permissions, but
+        for ``*.pyc``, what is in ``__pycache__``, in folders whose name begins with a dot, and in virtual environments; a link has to stay
+        inside. All together at most 16 MiB and 2000 files.
 
     Raises
     ------
@@ -116,7 +121,10 @@ class TorchDistributor:
         ----------
         train_object
             A function, called as ``train_object(*args, **kwargs)`` in every rank, or the path of a script on this machine, which is sent
-            with the modules beside it that it imports and run as ``__main__`` with `args` as its ``sys.argv[1:]``.
+            with the modules beside it that it imports and run as ``__main__`` with `args` as its ``sys.argv[1:]``. A folder with a
+            ``__main__.py`` is sent whole, as folders in `modules` are, with the modules outside it that its files import, and run as
+            ``python FOLDER`` would run it. A script has succeeded when it ends with exit status 0, by ``sys.exit()`` or ``os._exit(0)`` too, after
+            its threads and exit handlers; one that fails does not wait for its threads.
         *args, **kwargs
             For the function; a script takes positional arguments only.
 
@@ -169,14 +177,14 @@ class TorchDistributor:
         )
         if isinstance(train_object, (str, os.PathLike)):
             path = Path(train_object)
-            plan.name = self._name or path.name
-            plan.script.CopyFrom(_script(path, args, kwargs, self._modules))
+            plan.name = self._name or name_of(path)
+            plan.script.CopyFrom(script(path, args, kwargs, self._modules))
         elif callable(train_object):
             plan.name = self._name or str(getattr(train_object, "__qualname__", type(train_object).__qualname__))
             plan.function.CopyFrom(_function(train_object, plan.name, args, kwargs, self._modules))
         else:
             raise PlanError(
-                f"train_object has to be a function or the path of a script, got a {type(train_object).__qualname__}"
+                f"train_object has to be a function or the path of a script or folder, got a {type(train_object).__qualname__}"
             )
         return submit(session, plan)
 
@@ -201,7 +209,7 @@ def _function(
     name: str,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    chosen: tuple[str, ...] | None,
+    chosen: Chosen,
 ) -> pb.Payload:
     parts: dict[str, object] = {f"the function {name}": function}
     parts |= {f"argument {index}": value for index, value in enumerate(args)}
@@ -211,24 +219,7 @@ def _function(
         payload = codec.pack((function, args, kwargs), f"the function {name}", parts, needs)
     except codec.NotPicklable as error:
         raise PlanError(str(error)) from error
-    payload.modules.extend(with_function(chosen, needs, f"the function {name}"))
+    luggage = with_function(chosen, needs, f"the function {name}")
+    payload.modules.extend(luggage.modules)
+    payload.files.extend(luggage.files)
     return payload
-
-
-def _script(path: Path, args: tuple[Any, ...], kwargs: dict[str, Any], chosen: tuple[str, ...] | None) -> pb.Script:
-    if kwargs:
-        raise PlanError(
-            f"a script takes positional arguments only, got {', '.join(sorted(kwargs))} by name: pass '--name', 'value' instead"
-        )
-    try:
-        source = path.read_bytes()
-    except OSError as error:
-        raise PlanError(f"the script cannot be read on this machine: {error}") from error
-    if len(source) > _MAX_SCRIPT_BYTES:
-        raise PlanError(f"{path} has {len(source)} bytes, a script may have {_MAX_SCRIPT_BYTES}")
-    return pb.Script(
-        name=path.name,
-        source=source,
-        arguments=[str(argument) for argument in args],
-        modules=with_script(chosen, path, source),
-    )

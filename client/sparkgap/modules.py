@@ -1,4 +1,4 @@
-"""The user's own modules that travel with a function or a script as their sources, for distributor.py and predict.py.
+"""The user's own modules and files that travel with a function or a script, for distributor.py, scripts.py and predict.py.
 
 Sources travel, and not pickles of what is inside them as with cloudpickle's `register_pickle_by_value`: that is a switch of the whole process, it
 makes each class anew for each pickle, and neither an import inside a function nor one inside a package finds anything.
@@ -6,19 +6,39 @@ makes each class anew for each pickle, and neither an import inside a function n
 
 from __future__ import annotations
 
+import os
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from sparkgap_protos import places
 from sparkgap_protos.v1 import plan_pb2 as pb
 
 from sparkgap import imports
 from sparkgap.errors import PlanError
+from sparkgap.folders import File, listed
 from sparkgap.sources import Finder, Source
 
-Modules = Sequence["types.ModuleType | str"]
+Modules = Sequence["types.ModuleType | str | os.PathLike[str]"]
 
 _MAX_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What `modules=` says: names of modules, None where those that are needed are to be found, and paths that travel as they are."""
+
+    names: tuple[str, ...] | None = None
+    paths: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Luggage:
+    """What travels with a function or a script, each thing once."""
+
+    modules: list[pb.SourceModule]
+    files: list[pb.SourceFile]
 
 
 class Needs:
@@ -39,54 +59,115 @@ class Needs:
                 self.names.add(kind.__module__)
 
 
-def checked(given: Modules | None) -> tuple[str, ...] | None:
-    """The names that `modules=` was given, or None for whatever is needed.
+def checked(given: Modules | None) -> Chosen:
+    """What `modules=` was given; paths are meant from the folder that is the current one now, and looked at when something is sent.
 
     Raises
     ------
     PlanError
-        It is no list of modules and names.
+        It is no list of modules, names and paths.
     """
     if given is None:
-        return None
+        return Chosen()
     if isinstance(given, str) or not isinstance(given, Sequence):
-        raise PlanError(f"modules has to be a list of modules or their names, got {given!r}")
-    names = [each.__name__ if isinstance(each, types.ModuleType) else each for each in given]
-    for name in names:
-        if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
-            raise PlanError(f"modules has {name!r}: a module or its dotted name is needed")
-    return tuple(names)
+        raise PlanError(f"modules has to be a list of modules, their names, or paths, got {given!r}")
+    names: list[str] = []
+    paths: list[Path] = []
+    for each in given:
+        name = each.__name__ if isinstance(each, types.ModuleType) else each
+        if isinstance(name, os.PathLike):
+            paths.append(Path(os.fsdecode(name)).absolute())
+        elif isinstance(name, str) and all(part.isidentifier() for part in name.split(".")):
+            names.append(name)
+        else:
+            raise PlanError(
+                f"modules has {name!r}: a module, its dotted name, or the pathlib.Path of a file or folder is needed"
+            )
+    return Chosen(tuple(names) if names or not paths else None, tuple(paths))
 
 
-def with_function(chosen: tuple[str, ...] | None, needs: Needs, what: str) -> list[pb.SourceModule]:
-    """What travels with a pickle: the chosen modules, or those that it needs.
+def with_function(chosen: Chosen, needs: Needs, what: str) -> Luggage:
+    """What travels with a pickle: the chosen modules, or those that it needs, and the chosen files.
 
     Raises
     ------
     PlanError
-        One that was chosen has no source here, or all together are too large.
+        One that was chosen is not here, or all together are too large or too many.
     """
-    return _collected(chosen, Finder(), lambda: needs.names, what)
+    return _packed(chosen, Finder(), lambda: needs.names, files=listed(None, chosen.paths, what), what=what)
 
 
-def with_script(chosen: tuple[str, ...] | None, path: Path, source: bytes) -> list[pb.SourceModule]:
+def with_script(chosen: Chosen, path: Path, source: bytes) -> Luggage:
     """What travels with a script: the chosen modules, or those that it imports; those beside it go before others of the same name."""
-    return _collected(chosen, Finder(path.absolute().parent), lambda: imports.in_source(source, ""), path.name)
+    finder = Finder(path.absolute().parent)
+    files = listed(None, chosen.paths, path.name)
+    script = {path.name: source}
+    return _packed(chosen, finder, lambda: imports.in_source(source, ""), files=files, what=path.name, script=script)
 
 
-def _collected(
-    chosen: tuple[str, ...] | None, finder: Finder, needed: Callable[[], set[str] | frozenset[str]], what: str
-) -> list[pb.SourceModule]:
-    sources = finder.reachable(needed()) if chosen is None else _chosen(chosen, finder)
-    modules = [_read(source) for source in sources]
-    total = sum(len(module.source) for module in modules)
+def with_folder(chosen: Chosen, folder: Path) -> Luggage:
+    """A folder's own files, and what travels with them: the chosen modules, or those outside it that any of its files imports."""
+    files = listed(folder, chosen.paths, str(folder))
+    own = [file for file in files if file.path.is_relative_to(folder)]
+    return _packed(chosen, Finder(folder.absolute()), lambda: _imported(own), files=files, what=str(folder))
+
+
+def _imported(files: Iterable[File]) -> set[str]:
+    names: set[str] = set()
+    for file in files:
+        if file.name.endswith(".py"):
+            names |= imports.in_source(file.read(), file.name.rpartition("/")[0].replace("/", "."))
+    return names
+
+
+def _packed(
+    chosen: Chosen,
+    finder: Finder,
+    needed: Callable[[], set[str] | frozenset[str]],
+    *,
+    files: list[File],
+    what: str,
+    script: Mapping[str, bytes] | None = None,
+) -> Luggage:
+    """`script` lies beside what travels, and goes its own way."""
+    sizes = [(file.name, file.size) for file in files]
+    _require_small(what, sizes)  # before any is read
+    sources = finder.reachable(needed()) if chosen.names is None else _chosen(chosen.names, finder)
+    lying = {file.name for file in files}
+    modules = {places.of_module(module): module for module in map(_read, sources)}
+    sizes += [(module.name, len(module.source)) for place, module in modules.items() if place not in lying]
+    _require_small(what, sizes)
+    contents = dict(script or {})
+    for name, data in [
+        *((file.name, file.read()) for file in files),
+        *((place, module.source) for place, module in modules.items()),
+    ]:
+        if contents.setdefault(name, data) != data:
+            raise PlanError(f"two files with different contents would travel with {what} as {name}: rename one of them")
+    _require_apart(contents, what)
+    return Luggage(
+        [module for place, module in modules.items() if place not in lying],
+        [pb.SourceFile(path=name, data=contents[name]) for name in sorted(lying - set(script or ()))],
+    )
+
+
+def _require_small(what: str, sizes: list[tuple[str, int]]) -> None:
+    total = sum(size for _, size in sizes)
     if total > _MAX_BYTES:
-        largest = max(modules, key=lambda module: len(module.source))
+        largest, size = max(sizes, key=lambda each: each[1])
         raise PlanError(
-            f"the modules that {what} needs have {total} bytes, {_MAX_BYTES} may travel with it; the largest is {largest.name} with "
-            f"{len(largest.source)} bytes: install them on the workers, and name the others with modules=[...]"
+            f"the modules and files that {what} needs have {total} bytes, {_MAX_BYTES} may travel with it; the largest is {largest} with "
+            f"{size} bytes: install modules on the workers and name the others with modules=[...], and put data where the workers can read it"
         )
-    return modules
+
+
+def _require_apart(contents: Mapping[str, bytes], what: str) -> None:
+    for name in contents:
+        for parent in Path(name).parents:
+            if parent.as_posix() in contents:
+                raise PlanError(
+                    f"{parent} would travel with {what} as a file and as the folder of {name}: rename one of them"
+                )
 
 
 def _chosen(names: tuple[str, ...], finder: Finder) -> list[Source]:
@@ -95,7 +176,7 @@ def _chosen(names: tuple[str, ...], finder: Finder) -> list[Source]:
         sources = finder.whole(name)
         if not sources:
             raise PlanError(
-                f"modules has {name!r}, of which there is no Python source here: only .py files travel, install others on the workers"
+                f"modules has {name!r}, of which there is no Python source here: only .py files travel as modules, install others on the workers"
             )
         found |= {source.name: source for source in sources}
     return [found[name] for name in sorted(found)]

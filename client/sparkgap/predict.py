@@ -14,7 +14,7 @@ from sparkgap_protos.v1 import plan_pb2 as pb
 
 from sparkgap import channel
 from sparkgap.errors import PlanError
-from sparkgap.modules import Modules, Needs, checked, with_function
+from sparkgap.modules import Chosen, Modules, Needs, checked, with_function
 from sparkgap.options import Dtypes, PlanOptions, by_input, check_return_type, label
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ def predict_batch_udf(
         does not show.
     modules
         Modules, or their names, whose sources travel with `make_predict_fn` and are part of the model's identity; as for `TorchDistributor`, by
-        default those of the user's own project that it needs, as their files are when a column is made.
+        default those of the user's own project that it needs, as their files are when a column is made. So are files and folders, as
+        `pathlib.Path`; the model finds them in `sparkgap.files`.
 
     Returns
     -------
@@ -125,7 +126,7 @@ class PredictFunction:
         *,
         options: PlanOptions,
         name: str,
-        modules: tuple[str, ...] | None,
+        modules: Chosen,
     ) -> None:
         self.func = make_predict_fn
         self.deterministic = False
@@ -211,7 +212,9 @@ class PredictFunction:
         except codec.NotPicklable as error:
             raise PlanError(str(error)) from error
         payload = codec.versions()
-        payload.modules.extend(with_function(self._modules, needs, what))
+        luggage = with_function(self._modules, needs, what)
+        payload.modules.extend(luggage.modules)
+        payload.files.extend(luggage.files)
         digest = codec.digest(payload, data)
         return _pickles.setdefault(digest, _Pickled(payload, data, digest))
 

@@ -109,7 +109,8 @@ def unpack(payload: pb.Payload, file: IO[bytes] | None = None) -> Any:
 def digest(payload: pb.Payload, data: bytes | None = None) -> str:
     """Hexadecimal identity of what a payload means, the same in every process that packs the same code; call it where it was packed.
 
-    The sources of its modules have their part in it. `data` is the pickle where it is not in the payload itself. Costs some 0.1 s for 100 MB.
+    The sources of its modules, and its files, have their part in it. `data` is the pickle where it is not in the payload itself. Costs some 0.1 s for
+    100 MB.
     """
     from pyspark.cloudpickle import cloudpickle
 
@@ -119,6 +120,9 @@ def digest(payload: pb.Payload, data: bytes | None = None) -> str:
     for module in payload.modules:
         hashed.update(f"{module.name}\0{module.package:d}\0{len(module.source)}\0".encode())
         hashed.update(module.source)
+    for file in payload.files:
+        hashed.update(f"file {file.path}\0{len(file.data)}\0".encode())  # no module has a space in its name
+        hashed.update(file.data)
     return hashed.hexdigest()
 
 

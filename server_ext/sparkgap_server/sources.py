@@ -1,4 +1,4 @@
-"""Puts the modules that travelled with a plan where this process imports them from; ranks and model hosts call it before they open the plan.
+"""Puts the modules and files that travelled with a plan where this process finds them; ranks and model hosts call it before they open the plan.
 
 They become files and not an importer in memory: processes that user code spawns (a `DataLoader`'s workers) take over ``sys.path`` and no importers,
 and `inspect` and tracebacks find the lines.
@@ -7,43 +7,64 @@ and `inspect` and tracebacks find the lines.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from importlib.machinery import BuiltinImporter, FrozenImporter
 from pathlib import Path
 
+from sparkgap_protos import places
 from sparkgap_protos.v1 import plan_pb2
 
 
-def install(modules: Iterable[plan_pb2.SourceModule], folder: Path) -> None:
-    """Write the modules into a folder of this process alone, which comes before everything installed.
+def install(modules: Iterable[plan_pb2.SourceModule], folder: Path, files: Iterable[plan_pb2.SourceFile] = ()) -> None:
+    """Write modules and files into a folder of this process alone, which comes before everything installed.
 
     Raises
     ------
     ValueError
-        A name is none of a module; nothing is written outside the folder.
+        A name is none of a module, or a path leads out of the folder; nothing is written then.
     """
-    names = []
-    for module in modules:
-        parts = module.name.split(".")
-        if not all(part.isidentifier() for part in parts):
-            raise ValueError(f"{module.name!r} travelled with the plan and is no name of a module")
-        path = (
-            folder.joinpath(*parts, "__init__.py")
-            if module.package
-            else folder.joinpath(*parts[:-1], f"{parts[-1]}.py")
-        )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(module.source)
-        names.append(module.name)
-    if not names:
+    modules = list(modules)
+    contents = {places.of_module(module): module.source for module in modules}
+    lying = {places.of_file(file.path): file.data for file in files}
+    contents |= lying
+    os.environ[places.FOLDER] = str(folder)
+    if not contents:
         return
+    for path, data in contents.items():
+        _write(folder, path, data)
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
-    _forget(names)
+    _forget({module.name for module in modules} | set(_importable(lying)))
 
 
-def _forget(names: list[str]) -> None:
+def _write(folder: Path, path: str, data: bytes) -> None:
+    *parents, name = path.split("/")
+    for parent in ("", *parents):
+        folder = folder / parent
+        folder.mkdir(mode=0o700, exist_ok=True)
+    target = folder / name
+    # Not through os.open with a mode: the witness of a model host hears that too, and takes the file for one that the model has read.
+    target.write_bytes(data)
+    target.chmod(0o600)
+
+
+def _importable(paths: Iterable[str]) -> Iterator[str]:
+    """Modules at the top of the folder, but those that Python has before it looks into any folder."""
+    for path in paths:
+        top, _, rest = path.partition("/")
+        name = top if rest else top.removesuffix(".py")
+        if (name != top or rest == "__init__.py") and name != "__main__" and not _is_fixed(name):
+            yield name
+
+
+def _is_fixed(name: str) -> bool:
+    return BuiltinImporter.find_spec(name) is not None or FrozenImporter.find_spec(name) is not None
+
+
+def _forget(names: set[str]) -> None:
     """What the nursery had imported under the same names was inherited with its fork."""
     inside = tuple(f"{name}." for name in names)
     for loaded in list(sys.modules):

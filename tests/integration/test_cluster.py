@@ -297,7 +297,8 @@ def test_more_than_an_executor_has_is_refused(spark: SparkSession) -> None:
     ):
         TorchDistributor(3, local_mode=True, use_gpu=True, spark=spark).run(visible_gpus)
     with pytest.raises(
-        ResourceError, match=r"Spark cannot cut such tasks here: The number of cores per executor \(=2\) has to be >= .* per task = 8"
+        ResourceError,
+        match=r"Spark cannot cut such tasks here: The number of cores per executor \(=2\) has to be >= .* per task = 8",
     ):
         TorchDistributor(2, local_mode=False, use_gpu=False, spark=spark, resources={"cpus": 8}).run(visible_gpus)
 

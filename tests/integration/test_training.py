@@ -339,6 +339,14 @@ def test_it_is_the_clients_file_that_runs(cpu, script, tmp_path, eventually):
 def test_a_script_may_end_with_exit_status_0(cpu, script):
     assert cpu(1).run(script("import sys\nsys.exit(0)\n")) is None
     assert cpu(1).run(script("import sys\nsys.exit()\n")) is None
+    assert cpu(2, results="all").run(script("import os\nos._exit(0)\n")) == [None, None]
+
+
+def test_a_run_of_a_script_ends_when_its_threads_do(cpu, script, tmp_path):
+    written = tmp_path / "checkpoint"
+    source = f"import pathlib, threading, time\n\ndef save():\n    time.sleep(0.5)\n    pathlib.Path({str(written)!r}).touch()\n"
+    cpu(1).run(script(f"{source}\nthreading.Thread(target=save).start()\n"))
+    assert written.exists()
 
 
 def test_a_script_that_exits_with_another_status_fails_with_it(cpu, script):
@@ -347,10 +355,11 @@ def test_a_script_that_exits_with_another_status_fails_with_it(cpu, script):
     assert caught.value.exit_code == 7
 
 
-def test_a_script_that_exits_with_a_message_fails_with_it(cpu, script):
+def test_a_script_that_exits_with_a_message_fails_with_it(cpu, script, capsys):
     with pytest.raises(TrainingError, match="no such data set") as caught:
         cpu(1).run(script("import sys\nsys.exit('no such data set')\n"))
     assert caught.value.exit_code == 1
+    assert capsys.readouterr().err == "[rank 0] no such data set\n"  # as python prints it, without a traceback
 
 
 def test_a_script_that_raises_fails_with_its_traceback(cpu, script):

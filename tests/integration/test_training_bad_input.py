@@ -111,8 +111,8 @@ def test_a_script_that_is_missing_is_named(cpu, nothing_sent, tmp_path):
         cpu(1).run(str(path))
 
 
-def test_a_folder_is_no_script(cpu, nothing_sent, tmp_path):
-    with pytest.raises(PlanError, match=r"the script cannot be read on this machine: .*Is a directory"):
+def test_a_folder_without_a_main_is_no_script(cpu, nothing_sent, tmp_path):
+    with pytest.raises(PlanError, match=rf"the folder {tmp_path} has no __main__\.py, with which it would be run"):
         cpu(1).run(tmp_path)
 
 
@@ -128,7 +128,9 @@ def test_a_script_takes_no_arguments_by_name(cpu, nothing_sent, tmp_path):
 @pytest.mark.parametrize("train_object", [None, 42, [print]])
 def test_an_object_that_cannot_be_trained_is_refused(cpu, nothing_sent, train_object):
     kind = type(train_object).__qualname__
-    with pytest.raises(PlanError, match=f"train_object has to be a function or the path of a script, got a {kind}"):
+    with pytest.raises(
+        PlanError, match=f"train_object has to be a function or the path of a script or folder, got a {kind}"
+    ):
         cpu(1).run(train_object)
 
 

@@ -7,9 +7,10 @@ import textwrap
 import types
 
 import pytest
+import sparkgap
 from sparkgap import PlanError, imports
 from sparkgap.modules import Needs, checked, with_function, with_script
-from sparkgap_protos import codec
+from sparkgap_protos import codec, places
 from sparkgap_protos.v1 import plan_pb2 as pb
 from sparkgap_server import sources
 
@@ -39,7 +40,7 @@ def project(tmp_path, monkeypatch):
 def names(value, chosen=None):
     needs = Needs()
     codec.pack(value, "value", note=needs)
-    return [module.name for module in with_function(chosen, needs, "value")]
+    return [module.name for module in with_function(checked(chosen), needs, "value").modules]
 
 
 def by_value(source, **variables):
@@ -154,7 +155,7 @@ class TestWithAFunction:
 class TestChosen:
     def test_none_at_all(self, project):
         project({"helper.py": "def f(): pass"})
-        assert names(importlib.import_module("helper").f, checked([])) == []
+        assert names(importlib.import_module("helper").f, []) == []
 
     def test_a_package_travels_whole_and_a_module_with_its_packages(self, project):
         project(
@@ -167,14 +168,14 @@ class TestChosen:
                 "other.py": "",
             }
         )
-        assert names(print, checked(["p"])) == ["p", "p.a", "p.q", "p.q.b"]
-        assert names(print, checked(["p.q.b"])) == ["p", "p.q", "p.q.b"]
-        assert names(print, checked([importlib.import_module("other"), "p.a"])) == ["other", "p", "p.a"]
+        assert names(print, ["p"]) == ["p", "p.a", "p.q", "p.q.b"]
+        assert names(print, ["p.q.b"]) == ["p", "p.q", "p.q.b"]
+        assert names(print, [importlib.import_module("other"), "p.a"]) == ["other", "p", "p.a"]
 
     @pytest.mark.parametrize("name", ["there_is_none", "math", "sys", "there.is.none"])
     def test_one_without_source_is_refused(self, name):
         with pytest.raises(PlanError, match=f"modules has '{name}', of which there is no Python source here"):
-            names(print, checked([name]))
+            names(print, [name])
 
     @pytest.mark.parametrize("given", ["helper", 1, {"helper"}, [1], ["a/b"], ["../b"], [""]])
     def test_what_is_no_list_of_modules_is_refused(self, given):
@@ -194,14 +195,18 @@ class TestWithAScript:
             }
         )
         script = tmp_path / "scripts" / "train.py"
-        modules = with_script(None, script, b"import helper, elsewhere, random, torch")
+
+        def packed(chosen, source):
+            return with_script(checked(chosen), script, source).modules
+
+        modules = packed(None, b"import helper, elsewhere, random, torch")
         assert [(module.name, module.source) for module in modules] == [
             ("elsewhere", b""),
             ("helper", b"import more"),
             ("more", b""),
         ]
-        assert with_script((), script, b"import helper") == []
-        assert [module.name for module in with_script(("no",), script, b"import helper")] == ["no"]
+        assert packed([], b"import helper") == []
+        assert [module.name for module in packed(["no"], b"import helper")] == ["no"]
 
 
 class TestTheDigest:
@@ -217,6 +222,21 @@ class TestTheDigest:
         modules = [module(), module(source=b"y"), module(name="b"), module(package=True)]
         assert len({self.digest(), self.digest(module(), module("b")), *map(self.digest, modules)}) == 6
         assert self.digest() == codec.digest(codec.pack(1, "value"))
+
+    def test_it_is_another_for_other_contents_and_paths_of_files(self):
+        def with_files(*files):
+            payload = codec.pack(1, "value")
+            payload.files.extend(pb.SourceFile(path=path, data=data) for path, data in files)
+            return codec.digest(payload)
+
+        as_module = self.digest(pb.SourceModule(name="a", source=b"x"))
+        as_files = [
+            with_files(("a", b"x")),
+            with_files(("a", b"y")),
+            with_files(("b", b"x")),
+            with_files(("a", b""), ("x", b"")),
+        ]
+        assert len({self.digest(), as_module, *as_files}) == 6
 
     def test_the_pickle_is_the_same_with_and_without_a_note(self):
         value = ({"a": [1, 2]}, TestChosen, by_value("def main(): return 1"))
@@ -259,14 +279,61 @@ class TestInstall:
         )
         assert done.returncode == 0, done.stderr
 
-    def test_nothing_changes_without_modules(self, tmp_path):
+    def test_nothing_lies_there_without_modules_but_the_folder_is_known(self, tmp_path, monkeypatch):
+        monkeypatch.setenv(places.FOLDER, "")  # so that it is as before after this test
         before = list(sys.path)
         sources.install([], tmp_path / "none")
         assert sys.path == before
+        assert sparkgap.files() == tmp_path / "none"
         assert not (tmp_path / "none").exists()
 
     @pytest.mark.parametrize("name", ["", "../escape", "a..b", "/etc/passwd", "a.b/c"])
     def test_a_name_that_is_none_is_refused(self, tmp_path, name):
         with pytest.raises(ValueError, match="is no name of a module"):
             sources.install([pb.SourceModule(name=name, source=b"")], tmp_path)
+        assert not list(tmp_path.iterdir())
+
+
+INSTALL_FILES = """
+import os, random, sys, types
+from pathlib import Path
+from sparkgap_protos.v1 import plan_pb2 as pb
+from sparkgap_server import sources
+import sparkgap
+
+for name in ("helper", "helper.old", "package", "conf"):
+    sys.modules[name] = types.ModuleType(name)  # as inherited from the nursery
+main = sys.modules["__main__"]
+files = {
+    "helper.py": b"value = 1", "package/__init__.py": b"value = 2", "conf/base.yaml": b"deep", "a/b/c/d": b"", "os.py": b"", "__main__.py": b"",
+}
+folder = Path(sys.argv[1])
+sources.install([], folder, [pb.SourceFile(path=path, data=data) for path, data in files.items()])
+assert sparkgap.files() == folder and sys.path[0] == str(folder)
+assert {str(each.relative_to(folder)): each.read_bytes() for each in folder.rglob("*") if each.is_file()} == files
+assert {each.stat().st_mode & 0o777 for each in folder.rglob("*") if each.is_file()} == {0o600}
+assert {each.stat().st_mode & 0o777 for each in [folder, *folder.rglob("*")] if each.is_dir()} == {0o700}
+import helper, package
+assert (helper.value, package.value) == (1, 2)
+assert "helper.old" not in sys.modules
+assert "conf" in sys.modules  # no module is in the folder of that name
+assert sys.modules["os"] is os and sys.modules["__main__"] is main  # Python looks for them in no folder
+"""
+
+
+class TestInstallFiles:
+    def test_they_are_theirs_alone_and_go_before_what_is_installed(self, tmp_path):
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", "import os; os.umask(0)" + INSTALL_FILES, str(tmp_path / "new")],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+    @pytest.mark.parametrize(
+        "path", ["", "/etc/passwd", "..", "../escape", "a/../../escape", "a//b", "a/", "./a", "a/.", "a\0b"]
+    )
+    def test_a_path_that_leads_elsewhere_is_refused_before_anything_is_written(self, tmp_path, path):
+        folder = tmp_path / "private"
+        with pytest.raises(ValueError, match="is no path inside a folder"):
+            sources.install([], folder, [pb.SourceFile(path="fine"), pb.SourceFile(path=path, data=b"x")])
         assert not list(tmp_path.iterdir())

@@ -54,6 +54,7 @@ def keep(connection: socket.socket, lifeline: int, folder: Path) -> int:
 class _Keeper:
     def __init__(self, connection: socket.socket, lifeline: int, task: rank.RankTask) -> None:
         self._connection = connection
+        self._task = task
         self._placement = task.placement
         self._selector = selectors.DefaultSelector()
         self._from_task = wire.FrameReader()
@@ -116,6 +117,11 @@ class _Keeper:
                 [f"did not end within {_LEAVE_SECONDS:g} s after it had returned, and was killed"],
             )
             self._status = 0
+        if self._status == 0 and not self._delivered and self._task.plan.WhichOneof("body") == "script":
+            for chunk in rank.result(
+                None, self._task
+            ):  # it has left by os._exit(0), which is success as of any other program
+                self._queue(wire.encode(pb.RESULT, chunk))
         if not self._nursery_gone:  # without this frame the task knows that the rank did not end by itself
             exit_ = pb.RankExit(status=self._status, pid=self._pid, last_lines=list(self._last_lines)[-_LAST_LINES:])
             self._queue(wire.encode(pb.EXIT, exit_))

@@ -259,7 +259,7 @@ def _load(plan: plan_pb2.PredictPlan, file: IO[bytes] | None, private: Path) -> 
 
     began = time.perf_counter()
     try:
-        sources.install(plan.make_predict_fn.modules, private)
+        sources.install(plan.make_predict_fn.modules, private, plan.make_predict_fn.files)
         predict = codec.unpack(plan.make_predict_fn, file)()
         if not callable(predict):
             raise TypeError(f"make_predict_fn must return a function, it returned a {type(predict).__qualname__}")

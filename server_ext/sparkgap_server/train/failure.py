@@ -12,6 +12,8 @@ from sparkgap_protos import codec
 from sparkgap_protos.v1 import node_pb2 as pb
 from sparkgap_protos.v1 import run_pb2
 
+from sparkgap_server.train.exits import status_of
+
 _MAX_TEXT = 64 << 10
 _MAX_PICKLE = 1 << 20  # a larger exception, one that carries a batch for example, arrives as its text
 
@@ -51,8 +53,9 @@ def describe(error: BaseException, placement: pb.RankPlacement) -> run_pb2.RankF
         in_collective=_in_collective(error),
     )
     if isinstance(error, SystemExit):
-        failure.exit_code = error.code if isinstance(error.code, int) else 1
-        failure.message = f"exit status {failure.exit_code}" if isinstance(error.code, int) else message
+        failure.exit_code = status_of(error)
+        if error.code is None or isinstance(error.code, int):
+            failure.message = f"exit status {failure.exit_code}"
     try:
         pickled = codec.pack(error, "the exception")
     except codec.NotPicklable:

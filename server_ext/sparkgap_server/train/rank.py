@@ -12,17 +12,17 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparkgap_protos import codec, reporting
+from sparkgap_protos import codec, places, reporting
 from sparkgap_protos.v1 import node_pb2 as pb
 from sparkgap_protos.v1 import plan_pb2, run_pb2
 
 from sparkgap_server import sources, wire
-from sparkgap_server.train import environment
+from sparkgap_server.train import environment, exits
 from sparkgap_server.train.failure import Unopenable, describe
 from sparkgap_server.train.groups import keep_groups
 from sparkgap_server.train.meeting import listen
@@ -83,7 +83,8 @@ def _run(task: RankTask, channel: socket.socket) -> int:
         reporter.finish()
     if started.pid != os.getpid():
         return 0  # a process that user code forked has come back from it too; it must not write into the channel
-    _deliver(value, task, channel)
+    for chunk in result(value, task):
+        wire.send(channel, pb.RESULT, chunk)
     return 0
 
 
@@ -102,7 +103,7 @@ def _body(task: RankTask) -> Callable[[], Any]:
     if task.plan.WhichOneof("body") == "script":
         return _script(task.plan.script, task.private)
     try:
-        sources.install(task.plan.function.modules, task.private)
+        sources.install(task.plan.function.modules, task.private, task.plan.function.files)
         function, args, kwargs = codec.unpack(task.plan.function)
     except Exception as error:
         raise Unopenable(error) from error
@@ -110,25 +111,29 @@ def _body(task: RankTask) -> Callable[[], Any]:
 
 
 def _script(script: plan_pb2.Script, private: Path) -> Callable[[], None]:
-    path = private / Path(script.name).name
-    sources.install(script.modules, private)
-    path.write_bytes(script.source)
+    path = private / Path(places.of_file(script.name)).name
+    is_folder = not script.source and any(file.path == "__main__.py" for file in script.files)
+    folder = path if is_folder else private
+    sources.install(script.modules, folder, script.files)
+    if not is_folder:
+        path.write_bytes(script.source)
 
     def run_script() -> None:
         sys.argv = [str(path), *script.arguments]
-        if str(private) not in sys.path:
-            sys.path.insert(0, str(private))
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
         try:
             runpy.run_path(str(path), run_name="__main__")
         except SystemExit as end:
-            if end.code not in (None, 0):
+            if exits.status_of(end):
                 raise
+        exits.finish()  # before the run has succeeded: a thread may still write a checkpoint
 
     return run_script
 
 
-def _deliver(value: Any, task: RankTask, channel: socket.socket) -> None:
-    """Send the value where the run's is made of it, else an empty one, which says that the rank came to its end."""
+def result(value: Any, task: RankTask) -> Iterator[bytes]:
+    """Chunks of the value where the run's is made of it, else an empty one, which says that the rank came to its end."""
     data = b""
     rank, limit = task.placement.rank, task.placement.max_result_bytes
     if rank == 0 or task.plan.all_results:
@@ -142,12 +147,12 @@ def _deliver(value: Any, task: RankTask, channel: socket.socket) -> None:
                 "write large values to storage and return their path"
             )
     for start in range(0, max(1, len(data)), _CHUNK_BYTES):
-        wire.send(channel, pb.RESULT, data[start : start + _CHUNK_BYTES])
+        yield data[start : start + _CHUNK_BYTES]
 
 
 def _fail(task: RankTask, channel: socket.socket, error: BaseException) -> int:
     failure = describe(error, task.placement)
-    _print(failure.traceback)
+    _print(exits.last_words(error, failure.traceback))
     try:
         wire.send(channel, pb.FAILURE, failure)
     except OSError:
@@ -156,10 +161,8 @@ def _fail(task: RankTask, channel: socket.socket, error: BaseException) -> int:
 
 
 def _print_end(error: BaseException) -> int:
-    if not isinstance(error, SystemExit):
-        _print("".join(traceback.format_exception(error)))
-    code = error.code if isinstance(error, SystemExit) else 1
-    return code if isinstance(code, int) else int(code is not None)
+    _print(exits.last_words(error, "".join(traceback.format_exception(error))))
+    return exits.status_of(error)
 
 
 def _print(text: str) -> None:
