@@ -61,6 +61,12 @@ object Runs extends Logging {
     (kept ++ here).map(each => each.string("run_id") -> each).toMap.values.toSeq.map(_.without("failures")).sortBy(-_.long("submitted_at"))
   }
 
+  /** Runs of all users that have not ended, and how many of them wait in the queue. */
+  def counts: (Int, Int) = {
+    val alive = runs.values.asScala.filterNot(_.ended).map(_.status(complete = false).choiceOf("state")).toSeq
+    (alive.size, alive.count(_ == RunState.Queued))
+  }
+
   private def stored[T](ask: RunStore => T): Option[T] = try store.map(ask) catch {
     case NonFatal(failure) if !failure.isInstanceOf[Refused] =>
       throw Refused.resources(s"spark.sparkgap.runs.dir, where the server keeps its runs, cannot be read: $failure")

@@ -66,6 +66,7 @@ object Schema {
     def double(name: String): Double = value(name).asInstanceOf[Double]
     def longs(name: String): Seq[Long] = value(name).asInstanceOf[java.util.List[Long]].asScala.toSeq
     def strings(name: String): Seq[String] = value(name).asInstanceOf[java.util.List[String]].asScala.toSeq
+    def choiceOf(name: String): String = value(name).asInstanceOf[Descriptors.EnumValueDescriptor].getName
     def count(name: String): Int = message.getRepeatedFieldCount(message.getDescriptorForType.findFieldByName(name))
     def byteArrays(name: String): Seq[Array[Byte]] = value(name).asInstanceOf[java.util.List[ByteString]].asScala.map(_.toByteArray).toSeq
     def has(name: String): Boolean = message.hasField(message.getDescriptorForType.findFieldByName(name))
