@@ -45,10 +45,7 @@ def list_runs(session: SparkSession, states: Collection[str], limit: int | None,
     elif not chosen:
         note(f"no runs of {channel.user_of(session) or 'this user'} at {channel.server_place(session)}")
     else:
-        width = tables.terminal_width()
-        head = ("id", "name", "state", "submitted", "duration", "ranks", "attempts", "reason")
-        rows = [_row(short if width else each.run_id, each, width) for short, each in chosen]
-        sys.stdout.write(tables.table(head, rows, width))
+        sys.stdout.write(_table(chosen, tables.terminal_width()))
     return 0
 
 
@@ -78,18 +75,27 @@ def run_fields(status: run_pb2.RunStatus) -> dict[str, Any]:
     }
 
 
-def _row(run_id: str, status: run_pb2.RunStatus, width: int | None) -> tuple[str, ...]:
-    name = tables.plain(status.name)
-    return (
-        run_id,
-        name if width is None else tables.cut(name, max(width // 5, 12)),
-        _state(status),
-        tables.local_time(tables.moment(status.submitted_at)),
-        tables.duration(_seconds(status)),
-        str(status.num_processes),
-        str(status.attempt + 1),
-        _why(status),
-    )
+def _table(chosen: Sequence[tuple[str, run_pb2.RunStatus]], width: int | None) -> str:
+    """For a terminal, 80 columns have to do: ids and names are cut, times are to the minute, and what is the same for all is left out."""
+    head = ["id", "name", "state", "submitted", "duration", "ranks", "attempts", "reason"]
+    rows = [
+        [
+            each.run_id if width is None else short,
+            each.name if width is None else tables.cut(tables.plain(each.name), max(width // 5, 12)),
+            _state(each),
+            tables.local_time(tables.moment(each.submitted_at), short=width is not None),
+            tables.duration(_seconds(each)),
+            str(each.num_processes),
+            str(each.attempt + 1),
+            _why(each),
+        ]
+        for short, each in chosen
+    ]
+    if width is not None and not any(each.attempt for _, each in chosen):
+        attempts = head.index("attempts")
+        for line in (head, *rows):
+            del line[attempts]
+    return tables.table(head, rows, width)
 
 
 def _why(status: run_pb2.RunStatus) -> str:

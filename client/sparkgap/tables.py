@@ -62,9 +62,9 @@ def moment(microseconds: int) -> datetime | None:
     return datetime.fromtimestamp(microseconds / 1e6, timezone.utc) if microseconds else None
 
 
-def local_time(when: datetime | None) -> str:
-    """In this client's time zone, to the second."""
-    return "" if when is None else f"{when.astimezone():%Y-%m-%d %H:%M:%S}"
+def local_time(when: datetime | None, short: bool = False) -> str:
+    """In this client's time zone, to the second, or short: to the minute and without its year."""
+    return "" if when is None else f"{when.astimezone():{'%m-%d %H:%M' if short else '%Y-%m-%d %H:%M:%S'}}"
 
 
 def duration(seconds: float | None) -> str:
