@@ -78,7 +78,7 @@ def _classic_session() -> Any:
 def connection(url: str, seconds: float = 8.0) -> Iterator[SparkSession]:
     """A session for one command of the command line, stopped behind it; what Spark's client raises inside says in one sentence what is wrong.
 
-    pyspark looks ten minutes for a server that is not there. This waits `seconds` for it, and half a minute when it is lost later.
+    pyspark looks ten minutes for a server that is not there. This waits `seconds` for it, and less than a minute when it is lost later.
 
     Raises
     ------

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sparkgap.distributor import TorchDistributor
+from sparkgap.errors import ProtocolError
 
 if TYPE_CHECKING:
     from pyspark.sql.connect.session import SparkSession
@@ -61,5 +62,8 @@ def start(session: SparkSession, ranks: int) -> Trial:
         raise
     value_seconds = time.monotonic() - begin
     lines = lines or list(run.logs())
-    assert values == list(range(ranks)), values
+    if values != list(range(ranks)):
+        raise ProtocolError(
+            f"the ranks' values are {values} instead of their numbers: install the same release on both sides"
+        )
     return Trial(line_seconds, value_seconds, lines[0].text if lines else "")
