@@ -99,8 +99,9 @@ def connection(url: str, seconds: float = 8.0) -> Iterator[SparkSession]:
     try:
         session = SparkSession.builder.remote(url).create()
     except (PySparkException, ValueError):  # their text may quote the token
+        begin = re.match(r"(\w+:/*)?[^;/?]*", url)
         raise PlanError(
-            f"{url.partition(';')[0]!r} does not begin a URL of Spark Connect: sc://HOST:PORT/;use_ssl=true;token=…"
+            f"the URL that begins with {begin[0] if begin else ''!r} is none of Spark Connect: write sc://HOST:PORT/;use_ssl=true;token=…"
         ) from None
     client = session.client
     place = client._builder.endpoint

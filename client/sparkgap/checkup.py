@@ -1,4 +1,4 @@
-"""The command ``sparkgap doctor``: asks this client, the server and, if wanted, a run of its own; doctor.py has the verdicts."""
+"""The command ``sparkgap doctor``: asks this client, the server and, if wanted, a run of its own; doctor.py and verdicts.py judge what comes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,7 @@ from sparkgap_protos.v1 import plan_pb2 as pb
 from sparkgap_protos.v1 import run_pb2
 
 from sparkgap import __version__, channel, tables, trial
-from sparkgap.doctor import (
-    NOT_CHECKED,
-    OK,
-    PROBLEM,
-    WARNING,
-    Check,
-    Client,
-    client_checks,
-    server_checks,
-)
+from sparkgap.doctor import server_checks
 from sparkgap.errors import (
     ExtensionError,
     RunCancelledError,
@@ -34,6 +25,7 @@ from sparkgap.errors import (
     UnreachableError,
     VersionError,
 )
+from sparkgap.verdicts import NOT_CHECKED, OK, PROBLEM, WARNING, Check, Client, client_checks
 
 if TYPE_CHECKING:
     from pyspark.sql.connect.session import SparkSession

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from sparkgap.doctor import NOT_CHECKED, OK, PROBLEM, WARNING, Client, client_checks, server_checks
+from sparkgap.doctor import server_checks
+from sparkgap.verdicts import NOT_CHECKED, OK, PROBLEM, WARNING, Client, client_checks
 from sparkgap_protos.v1 import run_pb2
 
 PACKAGE = "org.apache.spark.sql.connect.sparkgap"
