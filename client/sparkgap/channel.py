@@ -17,7 +17,7 @@ from sparkgap_protos.v1 import plan_pb2 as pb
 from sparkgap_protos.v1 import run_pb2
 
 from sparkgap import background
-from sparkgap.errors import ExtensionError, PlanError, ProtocolError, VersionError, refusal
+from sparkgap.errors import ExtensionError, PlanError, ProtocolError, UnreachableError, VersionError, refusal
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _MISSING = re.compile(r"No handler found for extension|CONNECT_INVALID_PLAN\.(EXTENSION|NO_HANDLER)", re.IGNORECASE)
 
+#: Of gRPC's words on a connection that failed: what the last address said, or all of them.
+_DETAILS = (re.compile(r'last error: \w+: (?:ipv[46]:\S+ )?([^"]*?)[";]'), re.compile(r'details = "([^"]*)"'))
 
 #: Spark Connect takes requests of 128 MiB (spark.connect.grpc.maxInboundMessageSize); the rest is for what stands around a plan.
 _MAX_PLAN_BYTES = 120 << 20
@@ -70,6 +72,109 @@ def _classic_session() -> Any:
 
     module = sys.modules.get("pyspark.sql.classic.session") or sys.modules.get("pyspark.sql.session")
     return None if module is None else module.SparkSession.getActiveSession()
+
+
+@contextmanager
+def connection(url: str, seconds: float = 8.0) -> Iterator[SparkSession]:
+    """A session for one command of the command line, stopped behind it; what Spark's client raises inside says in one sentence what is wrong.
+
+    pyspark looks ten minutes for a server that is not there. This waits `seconds` for it, and less than a minute when it is lost later.
+
+    Raises
+    ------
+    PlanError
+        The URL is malformed.
+    ExtensionError
+        pyspark is missing here, or the server answers with an error of its own.
+    UnreachableError
+        There is no server, it does not let this client in, or it was lost.
+    """
+    try:
+        from pyspark.errors import PySparkException
+        from pyspark.errors.exceptions.connect import SparkConnectGrpcException
+        from pyspark.sql.connect.client.retries import DefaultPolicy
+        from pyspark.sql.connect.session import SparkSession
+    except ImportError as error:
+        raise ExtensionError(f"this Python has no working pyspark ({error}): pip install 'sparkgap[client]'") from error
+    try:
+        session = SparkSession.builder.remote(url).create()
+    except (PySparkException, ValueError):  # their text may quote the token
+        begin = re.match(r"(\w+:/*)?[^;/?]*", url)
+        raise PlanError(
+            f"the URL that begins with {begin[0] if begin else ''!r} is none of Spark Connect: write sc://HOST:PORT/;use_ssl=true;token=…"
+        ) from None
+    client = session.client
+    place = client._builder.endpoint
+    session.release_session_on_close = False  # there is none on the server yet
+    try:
+        client.set_retry_policies([])
+        _await_connection(client, place, seconds)
+        assert session.version  # the first call: a wrong token fails here
+        session.release_session_on_close = True
+        client.set_retry_policies([DefaultPolicy(max_retries=8, max_backoff=4000)])
+        yield session
+    except SparkConnectGrpcException as error:
+        raise _unreachable(error, place) from error
+    finally:
+        closing = threading.Thread(target=session.stop, name="sparkgap-close", daemon=True)
+        closing.start()
+        closing.join(3.0)
+        client._closed = True  # or pyspark asks a server that does not answer once more, at exit
+
+
+def _await_connection(client: SparkConnectClient, place: str, seconds: float) -> None:
+    """Until there is one or a first attempt has failed; the first call then says why."""
+    from grpc import ChannelConnectivity
+
+    settled = threading.Event()
+
+    def changed(state: ChannelConnectivity) -> None:
+        if state in (ChannelConnectivity.READY, ChannelConnectivity.TRANSIENT_FAILURE):
+            settled.set()
+
+    client._channel.subscribe(changed, try_to_connect=True)
+    try:
+        if not settled.wait(seconds):
+            raise UnreachableError(
+                f"{place} does not answer within {seconds:g} s",
+                "check host and port, firewalls, and whether the server is one with TLS (use_ssl=true in the URL)",
+            )
+    finally:
+        client._channel.unsubscribe(changed)
+
+
+def _unreachable(error: Any, place: str) -> ExtensionError:
+    """By the status code of gRPC."""
+    from grpc import StatusCode
+
+    code = error.getGrpcStatusCode()
+    text = str(error)
+    if code == StatusCode.UNAVAILABLE:
+        why = next((found[1].strip() for each in _DETAILS if (found := each.search(text))), text.partition("\n")[0])
+        return UnreachableError(
+            f"no server can be reached at {place} ({why})",
+            "check host, port and use_ssl of the URL, and whether the server runs",
+        )
+    if code in (StatusCode.UNAUTHENTICATED, StatusCode.PERMISSION_DENIED):
+        return UnreachableError(
+            f"the server at {place} does not let this client in", "the token in the URL is missing or wrong"
+        )
+    if code == StatusCode.UNIMPLEMENTED:
+        return UnreachableError(
+            f"what listens at {place} is no Spark Connect server of a release that sparkgap knows",
+            "check host and port of the URL",
+        )
+    return ExtensionError(f"the server at {place} answers with an error of its own: {text.splitlines()[0]}")
+
+
+def server_place(session: SparkSession) -> str:
+    """Host and port of its server."""
+    return str(session.client._builder.endpoint)
+
+
+def user_of(session: SparkSession) -> str:
+    """Whose runs its server shows; empty where nobody is named."""
+    return session.client._user_id or ""
 
 
 def execute(session: SparkSession, **kind: Message) -> Iterator[run_pb2.Reply]:
@@ -141,6 +246,13 @@ def _sent(client: SparkConnectClient, digest: str, data: bytes) -> Iterator[Any]
                 yield from manager._retrieve_responses(manager._add_artifacts([artifact])).artifacts
     except Exception as error:
         client._handle_error(error)
+
+
+def held(session: SparkSession, digest: str, data: bytes, name: str) -> str:
+    """Upload a pickle as a prediction's weights go, and ask again: HELD, or how it has to travel instead (`PayloadAnswer.Way`)."""
+    put_pickle(session.client, pb.PredictPlan(digest=digest, name=name), data)
+    answer = ask(session, payload=pb.PayloadQuery(digest=digest, bytes=len(data), name=name)).payload
+    return run_pb2.PayloadAnswer.Way.Name(answer.way)
 
 
 def ask(session: SparkSession, **kind: Message) -> run_pb2.Reply:

@@ -6,6 +6,7 @@ SparkgapError
 ├── ExtensionError       the operator (also a RuntimeError)
 │   ├── VersionError     versions of Python or of sparkgap do not fit
 │   ├── ResourceError    the cluster cannot hold the plan
+│   ├── UnreachableError the server cannot be reached, or lets this client not in; of the command line only
 │   └── ProtocolError    the server answers what this client does not understand
 ├── TrainingError        the user's code: a rank failed (also a RuntimeError)
 │   └── RunLostError     the operator: the server ended while the run was alive
@@ -47,6 +48,15 @@ class VersionError(ExtensionError):
 
 class ResourceError(ExtensionError):
     """The cluster cannot hold the plan: slots, GPUs or settings are missing."""
+
+
+class UnreachableError(ExtensionError):
+    """The server cannot be reached, or does not let this client in; `found` and `advice` are the two halves of the text."""
+
+    def __init__(self, found: str, advice: str) -> None:
+        super().__init__(f"{found}: {advice}")
+        self.found = found
+        self.advice = advice
 
 
 class ProtocolError(ExtensionError):

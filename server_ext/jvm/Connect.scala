@@ -135,6 +135,7 @@ class SparkgapStatus extends GetStatusPlugin {
     query.choice("kind") match {
       case Some("run") => Schema.build("Reply")("status" -> Runs(RunKey(session.userId, query.message("run").string("run_id"))).status(complete = false))
       case Some("list") => Schema.build("Reply")("list" -> Schema.build("RunList")("runs" -> Runs.list(session.userId)))
+      case Some("server") => Schema.build("Reply")("server" -> Report.of(session))
       case Some("payload") => Schema.build("Reply")("payload" -> Schema.build("PayloadAnswer")("way" -> Payloads.way(query.message("payload"), session)))
       case _ => throw Refused.plan("the query asks for nothing that this server knows")
     }

@@ -7,35 +7,43 @@ import scala.jdk.CollectionConverters._
 
 import com.fasterxml.jackson.databind.ObjectMapper
 
+/** What a nursery has said of itself, or why there is none; texts are empty where they are not known. */
+final case class Node(python: String = "", sparkgap: String = "", torch: String = "", failure: String = "")
+
 object Nodes {
-  private val pythons = new ConcurrentHashMap[String, String]()
+  private val nurseries = new ConcurrentHashMap[String, Node]()
   private val failures = new ConcurrentHashMap[String, String]()
   private val json = new ObjectMapper()
 
   def up(executor: String, report: String): Unit = {
-    pythons.put(executor, json.readTree(report).get("python").asText())
+    val said = json.readTree(report)
+    def version(name: String): String = Option(said.get(name)).map(_.asText()).getOrElse("")
+    nurseries.put(executor, Node(version("python"), version("sparkgap"), version("torch")))
     failures.remove(executor)
     synchronized(notifyAll())
   }
 
   def down(executor: String, reason: String): Unit = {
     failures.put(executor, reason)
-    pythons.remove(executor)
+    nurseries.remove(executor)
     synchronized(notifyAll())
   }
 
   def forget(executor: String): Unit = {
-    pythons.remove(executor)
+    nurseries.remove(executor)
     failures.remove(executor)
   }
+
+  def of(executor: String): Node =
+    Option(nurseries.get(executor)).getOrElse(Node(failure = Option(failures.get(executor)).getOrElse("")))
 
   /** Refuses a payload that the workers could not open, before any task starts. Waits for the first executor of a server that has just started. */
   def unlessOpenable(python: String, timeoutMillis: Long): Unit = {
     val deadline = System.nanoTime() + timeoutMillis * 1000000L
     synchronized {
-      while (pythons.isEmpty && failures.isEmpty && System.nanoTime() < deadline) wait(math.max(1L, (deadline - System.nanoTime()) / 1000000L))
+      while (nurseries.isEmpty && failures.isEmpty && System.nanoTime() < deadline) wait(math.max(1L, (deadline - System.nanoTime()) / 1000000L))
     }
-    val found = pythons.values.asScala.toSet
+    val found = nurseries.values.asScala.map(_.python).toSet
     if (found.isEmpty) throw Refused.resources(failures.asScala.headOption match {
       case Some((executor, reason)) => s"executor $executor cannot run Python processes: $reason"
       case None => s"no executor has registered after ${timeoutMillis / 1000} s: check that workers run and have free cores and memory"

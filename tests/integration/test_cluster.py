@@ -5,6 +5,7 @@ Nothing may work only because driver and executor share a JVM, a folder or an en
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import psutil
 import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
-from sparkgap import ResourceError, TorchDistributor, TrainingError, predict_batch_udf
+from sparkgap import ResourceError, TorchDistributor, TrainingError, cli, predict_batch_udf
 
 SCRIPT = Path(__file__).parents[2] / "deploy" / "standalone.sh"
 
@@ -265,6 +266,22 @@ def test_each_rank_sees_the_gpu_of_its_task_and_no_other(spark: SparkSession) ->
 def test_without_gpus_asked_for_none_are_seen(spark: SparkSession) -> None:
     ranks = TorchDistributor(2, local_mode=False, use_gpu=False, spark=spark).run(with_helpers(visible_gpus))
     assert [gpus for _, gpus, _ in ranks] == ["", ""]
+
+
+def test_the_doctor_sees_both_executors_with_their_gpus(
+    cluster: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SPARK_REMOTE", (cluster / "url").read_text().strip())
+    with pytest.raises(SystemExit) as end:
+        cli.main(["doctor", "--json"])
+    assert end.value.code == 0
+    told = json.loads(capsys.readouterr().out)
+    executors = told["server"]["executors"]
+    assert [(each["cores"], each["gpus"], bool(each["torch"])) for each in executors] == [(2, ["40", "41"], True)] * 2
+    assert len({each["host"] for each in executors}) == 2
+    checks = {each["name"]: each["found"] for each in told["checks"]}
+    assert checks["slots"].startswith("4 of 4 task slots free")
+    assert checks["GPUs"].startswith("4 GPUs on 2 executors, 1 a task: use_gpu=True trains with up to 4 ranks")
 
 
 def test_all_ranks_of_local_mode_share_the_gpus_of_a_task_that_is_cut_for_them(spark: SparkSession) -> None:

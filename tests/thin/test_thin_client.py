@@ -52,3 +52,14 @@ def test_the_ranks_output_arrives_through_the_channel(found: tuple[dict[str, Any
 
 def test_the_client_predicts(found: tuple[dict[str, Any], str]) -> None:
     assert found[0]["predicted"] == [3.0 * i + 3.0 for i in range(10)]
+
+
+def test_the_doctor_finds_nothing_missing(sparkgap_server: LocalServer) -> None:
+    environment = {"PATH": "/nowhere", "HOME": os.environ["HOME"], "SPARK_REMOTE": sparkgap_server.url}
+    doctor = subprocess.run(
+        [PYTHON, "-m", "sparkgap", "doctor", "--json"],
+        capture_output=True, text=True, timeout=60, env=environment, check=True,
+    )  # fmt: skip
+    checks = {each["name"]: each for each in json.loads(doctor.stdout)["checks"]}
+    assert checks["pyspark"]["found"].startswith("pyspark-client 4.")
+    assert {each["verdict"] for name, each in checks.items() if name != "trial run"} == {"ok"}

@@ -7,6 +7,7 @@ import signal
 import socket
 import stat
 import sys
+from importlib import metadata
 from typing import Any
 
 import psutil
@@ -33,7 +34,8 @@ def sleep_for_ever() -> None:
 
 
 def test_it_says_hello_with_its_versions(nursery: NurseryProcess) -> None:
-    assert nursery.hello == {"python": PYTHON, "protocol": PROTOCOL, "pid": nursery.process.pid}
+    installed = {name: metadata.version(name) for name in ("sparkgap", "torch")}
+    assert nursery.hello == {"python": PYTHON, **installed, "protocol": PROTOCOL, "pid": nursery.process.pid}
 
 
 def test_its_socket_is_private(nursery: NurseryProcess) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from importlib import metadata
 from pathlib import Path
 
 from sparkgap_protos import PROTOCOL
@@ -25,10 +26,19 @@ def main() -> None:
 
     os.setsid()  # a signal to the JVM's process group must not end the one who cleans up after it
     nursery = Nursery(Settings(options.folder, options.cores, options.host_idle_seconds))
-    hello = json.dumps({"python": PYTHON, "protocol": PROTOCOL, "pid": os.getpid()})
+    versions = {"python": PYTHON, "sparkgap": _installed("sparkgap"), "torch": _installed("torch")}
+    hello = json.dumps({**versions, "protocol": PROTOCOL, "pid": os.getpid()})
     os.write(1, f"{hello}\n".encode())
     os.dup2(2, 1)  # from here on, what children print goes to the executor's log
     nursery.serve()
+
+
+def _installed(package: str) -> str:
+    """Its version without importing it: torch takes seconds, and the driver waits for the hello."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 if __name__ == "__main__":
