@@ -32,6 +32,8 @@ EXTENSION = {
 OPTIONAL_KEYS = {
     "spark.sparkgap.python",
     "spark.sparkgap.ignoreSsl",
+    "spark.sparkgap.queue.patience",
+    "spark.sparkgap.queue.max",
     "spark.sparkgap.result.maxBytes",
     "spark.sparkgap.events.maxBytes",
     "spark.sparkgap.runs.keptBytes",
