@@ -154,6 +154,7 @@ final class RunStore(directory: String, hadoop: Configuration, settings: Setting
     val when = java.time.Instant.ofEpochMilli(alive / 1000L).truncatedTo(java.time.temporal.ChronoUnit.SECONDS)
     val why = if (mine) "its end could not be written to spark.sparkgap.runs.dir" else s"the server ended while the run was alive; it was last alive at $when"
     newest.copy("status" -> status.copy("state" -> RunState.Lost, "reason" -> why, "ended_at" -> alive, "result_bytes" -> 0L,
+      "queue_position" -> 0, "waiting_for" -> "",
       "next_sequence" -> (newest.long("first_sequence") + newest.count("events"))))
   }
 

@@ -111,9 +111,13 @@ def restarted(tmp_path_factory, eventually):
                 assert submit(ann, run_id, talk_and_return, 10 << 20).result(60)
             assert submit(eve, "done", talk_and_return, 3).result(60) == b"vvv"
             submit(ann, "alive", talk_and_stay)
+            TorchDistributor(2, local_mode=False, use_gpu=False, spark=ann, run_id="waiting").submit(talk_and_stay)
+            eventually(lambda: holds(directory, "2 task slots at the same time"), 20, "the run that waits is stored")
             eventually(lambda: holds(directory, "still there"), 20, "the line of the run that is alive is stored")
             eventually(
-                lambda: runs(ann).state.isin(["SUCCEEDED", "FAILED", "RUNNING"]).all(), 20, "all have ended but one"
+                lambda: runs(ann).state.isin(["SUCCEEDED", "FAILED", "RUNNING", "QUEUED"]).all(),
+                20,
+                "all have ended but two",
             )
         kill(first)
     finally:
@@ -165,6 +169,11 @@ def test_a_run_that_was_alive_is_lost_and_says_since_when(ann, restarted):
     assert timedelta(seconds=-1) <= restarted.killed - ended <= timedelta(seconds=30)
 
 
+def test_a_run_that_waited_for_its_slots_is_lost_too(ann):
+    run = attach(ann, "waiting")
+    assert (run.status, run.queue_position, run.waiting_for) == ("LOST", 0, "")
+
+
 def test_the_id_of_an_earlier_run_still_means_that_run(ann):
     assert submit(ann, "done", talk_and_return, 10 << 20).status == "SUCCEEDED"
     again = submit(ann, "alive", talk_and_stay)
@@ -195,17 +204,17 @@ def test_runs_lists_the_users_own_runs_with_the_newest_first(ann, restarted):
     before = datetime.now(timezone.utc)
     assert submit(ann, "fresh", talk_and_return, 1).result(60) == b"v"
     table = runs(ann)
-    assert table.id.tolist() == ["fresh", "alive", "hole", "cut", "failed", "done"]
-    assert table.state.tolist() == ["SUCCEEDED", "LOST", "SUCCEEDED", "LOST", "FAILED", "SUCCEEDED"]
+    assert table.id.tolist() == ["fresh", "waiting", "alive", "hole", "cut", "failed", "done"]
+    assert table.state.tolist() == ["SUCCEEDED", "LOST", "LOST", "SUCCEEDED", "LOST", "FAILED", "SUCCEEDED"]
     assert {name: str(kind) for name, kind in table.dtypes.items()} == {
-        **dict.fromkeys(("id", "name", "state", "error", "notice"), "string"),
+        **dict.fromkeys(("id", "name", "state", "waiting_for", "error", "notice"), "string"),
         **dict.fromkeys(("submitted", "started", "ended"), "datetime64[us, UTC]"),
-        **dict.fromkeys(("world_size", "attempts"), "int64"),
+        **dict.fromkeys(("world_size", "attempts", "queue_position"), "int64"),
     }
     row = table.iloc[0]
     assert before <= row.submitted <= row.started <= row.ended
     assert (row["name"], row.world_size, row.attempts, row.error, row.notice) == ("talk_and_return", 1, 1, "", "")
-    assert "ValueError: no weights" in table.error[4]
+    assert "ValueError: no weights" in table.error[5]
     with session_on(restarted, ODD_USER) as eve:
         assert runs(eve).id.tolist() == ["done"]
         assert attach(eve, "done").result() == b"vvv"
