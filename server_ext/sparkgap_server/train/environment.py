@@ -31,6 +31,9 @@ def apply(placement: pb.RankPlacement) -> None:
         "SPARKGAP_RUN_ID": placement.run_id,
     }
     os.environ.update({name: str(value) for name, value in values.items()})
+    if not placement.gpus:
+        # Accelerate, and with it transformers, otherwise takes a rank that sees no GPU for a run of its own: its world size would be 1.
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, placement.cpus)))
     _limit_threads(max(1, placement.cpus))
 
