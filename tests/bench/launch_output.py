@@ -54,7 +54,7 @@ class Watched(io.TextIOBase):
         self.began = self.began or self.ended
         self.shown += text.count(launch_ranks.LINE + "\n")
         self.dropped += sum(map(int, re.findall(r"(\d+) lines were dropped", text)))
-        self.lost_events += sum(map(int, re.findall(r"(\d+) older events", text)))
+        self.lost_events += sum(map(int, re.findall(r"… (\d+) events", text)))
         return len(text)
 
 
