@@ -115,8 +115,16 @@ def torchrun(ranks: int) -> Launch:
 
     def launch() -> Times:
         with answer_file() as answer:
-            done = subprocess.run([*command, str(answer)], capture_output=True, text=True, timeout=LAUNCH_SECONDS)
-            assert done.returncode == 0, done.stderr[-4000:]
+            process = subprocess.Popen(
+                [*command, str(answer)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            )
+            try:
+                _, errors = process.communicate()
+            except TimeoutError:
+                process.terminate()  # which it passes on to its ranks
+                process.communicate(timeout=60)
+                raise
+            assert process.returncode == 0, errors[-4000:]
             return read(answer)
 
     return lambda: timed("torchrun", launch, ranks)
