@@ -25,6 +25,7 @@ from typing import Any
 
 import launch_output
 from launch_ways import (
+    MOST_ROUNDS,
     Launch,
     Times,
     pyspark,
@@ -38,7 +39,6 @@ from launch_ways import (
 
 RANKS = 2
 WORLD_SIZES = (1, 2, 4, 8)
-COLD_ROUNDS = 3
 FUNCTION, SCRIPT, TORCHRUN, PYSPARK = "sparkgap", "sparkgap, script", "torchrun", "pyspark TorchDistributor"
 
 Rounds = dict[str, list[Times]]
@@ -66,6 +66,7 @@ def launch(options: argparse.Namespace) -> Rounds:
 
 def ranks(options: argparse.Namespace) -> dict[str, Rounds]:
     found = {}
+    rounds = min(options.rounds, MOST_ROUNDS)
     with ExitStack() as cleanup:
         started = cleanup.enter_context(server())
         spark = cleanup.enter_context(session(started.url))
@@ -79,8 +80,8 @@ def ranks(options: argparse.Namespace) -> dict[str, Rounds]:
             }
             if peer is not None:
                 ways[PYSPARK] = peer.function(count)
-            found[str(count)] = in_turn(f"{count} ranks", ways, options.rounds)
-            table(f"{count} ranks, median of {options.rounds} rounds", found[str(count)])
+            found[str(count)] = in_turn(f"{count} ranks", ways, rounds)
+            table(f"{count} ranks, median of {rounds} rounds", found[str(count)])
     return found
 
 
@@ -93,7 +94,7 @@ def cold(options: argparse.Namespace) -> Rounds:
         with pyspark() as peer:
             return peer.function(RANKS)()
 
-    rounds = min(options.rounds, COLD_ROUNDS)
+    rounds = min(options.rounds, MOST_ROUNDS)
     found = in_turn("cold", {FUNCTION: ours, PYSPARK: theirs}, rounds)
     table(f"{RANKS} ranks, the first run after the start, median of {rounds} rounds", found)
     return found
@@ -133,10 +134,10 @@ def table(title: str, found: Rounds) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help=f"cold has {COLD_ROUNDS} at most, report and logs too")
+    parser.add_argument("--rounds", type=int, default=5, help=f"all sections but launch have {MOST_ROUNDS} at most")
     parser.add_argument("--only", choices=SECTIONS, action="append", metavar="NAME", help="a section; may be repeated")
     parser.add_argument(
-        "--peers-all", action="store_true", help="pyspark in the section ranks too, 10 to 40 s a launch"
+        "--peers-all", action="store_true", help="pyspark in the section ranks too, 10 to 70 s a launch"
     )
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()

@@ -10,14 +10,13 @@ import time
 from contextlib import redirect_stderr, redirect_stdout
 
 import launch_ranks
-from launch_ways import deadline, server, session
+from launch_ways import MOST_ROUNDS, deadline, server, session
 from pyspark.sql import SparkSession
 from sparkgap import TorchDistributor
 
 CALLS = 100_000
 LINES = 200_000
 LOGS_SECONDS = 120
-MOST_ROUNDS = 3
 
 Figures = dict[str, list[dict[str, float]]]
 

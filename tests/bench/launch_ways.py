@@ -28,6 +28,7 @@ cloudpickle.register_pickle_by_value(
 
 SCRIPT = Path(launch_ranks.__file__)
 SLOTS = 8
+MOST_ROUNDS = 3  # where a round takes long, or differs little from the next
 LAUNCH_SECONDS = 120
 START_SECONDS = 120
 
