@@ -49,8 +49,12 @@ class Console:
             )
 
     def lost(self, events: int) -> None:
-        """Say that the server's memory of the run begins later."""
-        self._print(f"[sparkgap] {events} older events are no longer kept by the server\n", sys.stderr)
+        """Say that the server's memory of the run begins later; it does not know how many lines were in what it has forgotten."""
+        self._print(
+            f"[sparkgap] … {events} events (lines and reports) came faster than they are shown here and are missing: "
+            "the server keeps the newest ones only, up to spark.sparkgap.events.maxBytes\n",
+            sys.stderr,
+        )
 
     def waits(self, status: run_pb2.RunStatus) -> None:
         """Say why nothing happens yet."""

@@ -70,6 +70,7 @@ class Rank:
 
     connection: socket.socket
     lines: list[str] = field(default_factory=list)
+    dropped: int = 0
     metrics: list[run_pb2.Metrics] = field(default_factory=list)
     pid: int = 0
     value: bytes = b""
@@ -92,6 +93,7 @@ class Rank:
         elif frame.kind == pb.EVENT:
             event = run_pb2.RunEvent.FromString(frame.body)
             self.lines += event.log.lines
+            self.dropped += event.log.dropped
             self.pid = event.started.pid or self.pid
             if event.HasField("metrics"):
                 self.metrics.append(event.metrics)

@@ -71,13 +71,35 @@ def test_an_absurd_length_is_refused_before_anything_is_allocated() -> None:
         ([b"\n\n"], ["", ""]),
         ([b"dos\r\n"], ["dos"]),
         ([b" 1%\r 2%\r", b" 3%\n"], [" 3%"]),
+        ([b" 1%\r 2%\r"], [" 2%"]),
         ([b"\xc3", b"\xa4\n\xff\n"], ["ä", "\\xff"]),
         ([], []),
     ],
 )
 def test_bytes_become_lines(pieces: list[bytes], lines: list[str]) -> None:
+    assert collected(*pieces) == lines
+
+
+def collected(*pieces: bytes) -> list[str]:
     collector = LineCollector(run_pb2.LogLines.STDOUT)
-    assert [line for piece in [*pieces, b""] for line in collector.feed(piece)] == lines
+    return [line for piece in [*pieces, b""] for line in collector.feed(piece)]
+
+
+@given(st.lists(st.sampled_from([b"a", b"bc", b"\r", b"\n", b"\r\n"])), st.integers(1, 5))
+def test_it_does_not_matter_how_the_bytes_of_lines_arrive(parts: list[bytes], size: int) -> None:
+    printed = b"".join(parts)
+    assert collected(*(printed[start : start + size] for start in range(0, len(printed), size))) == collected(printed)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b""])
+def test_the_last_state_of_a_progress_bar_is_shown_however_long_it_has_run(end: bytes) -> None:
+    states = [b"\r%5d of 99999" % number for number in range(20_000)]
+    assert sum(map(len, states)) > MAX_LINE_BYTES
+    assert collected(*states, end) == ["19999 of 99999"]
+
+
+def test_what_overwrites_a_long_line_is_not_cut() -> None:
+    assert collected(b"x" * MAX_LINE_BYTES, b"x\r", b"short\n") == ["short"]
 
 
 def test_a_long_line_is_cut_and_says_so() -> None:

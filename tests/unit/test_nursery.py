@@ -8,6 +8,7 @@ import socket
 import stat
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -123,6 +124,26 @@ def test_lines_of_both_streams_arrive_also_without_a_last_newline(nursery: Nurse
 
     rank = start_rank(nursery, main_fn).to_end()
     assert sorted(rank.lines) == sorted(["out", "err", "100%", "bytes \\xff", "no end"])
+
+
+def test_lines_that_a_task_does_not_take_are_counted_up_to_the_last_one(
+    nursery: NurseryProcess, tmp_path: Path
+) -> None:
+    def main_fn(printed: Path) -> None:
+        for _ in range(100):
+            print("\n".join(["x" * 999] * 500))
+        printed.touch()
+
+    rank = start_rank(nursery, main_fn, tmp_path / "printed")
+    rank.read_until(lambda: rank.pid > 0)
+    until(
+        (tmp_path / "printed").exists, 30
+    )  # nothing is read meanwhile, and no line comes later that could bring the count
+
+    rank.to_end()
+    assert rank.returned
+    assert rank.dropped > 0
+    assert len(rank.lines) + rank.dropped == 50_000
 
 
 def test_ranks_do_not_share_random_numbers(nursery: NurseryProcess) -> None:

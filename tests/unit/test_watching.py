@@ -103,6 +103,14 @@ def test_dropped_lines_are_said(capsys):
     assert err == "[rank 0] … 7 lines were dropped: printed faster than the cluster takes\n"
 
 
+def test_events_that_the_server_has_forgotten_are_said(capsys):
+    with Console() as console:
+        console.lost(7)
+    assert (
+        "7 events (lines and reports) came faster than they are shown here and are missing" in capsys.readouterr().err
+    )
+
+
 # ---- In notebooks ----
 
 

@@ -241,13 +241,12 @@ class _Keeper:
     def _print(self, collector: LineCollector, data: bytes) -> None:
         lines = collector.feed(data)
         self._last_lines.extend(lines[-_KEPT_LINES:])
-        if not lines:
-            return
         if self._full():
             collector.dropped += len(lines)
-            return
-        self._tell(collector.stream, lines, collector.dropped)
-        collector.dropped = 0
+            lines = []
+        if lines or (collector.dropped and not data):  # at the end of the stream no line comes that could say it
+            self._tell(collector.stream, lines, collector.dropped)
+            collector.dropped = 0
 
     def _tell(self, stream: run_pb2.LogLines.Stream, lines: list[str], dropped: int = 0) -> None:
         event = run_pb2.RunEvent(

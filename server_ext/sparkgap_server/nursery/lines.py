@@ -19,6 +19,7 @@ class LineCollector:
         self.dropped = 0  # lines that were collected and could not be passed on
         self._rest = bytearray()
         self._cut = 0
+        self._returned = False  # to the start of the line, so that what comes next overwrites it
 
     def feed(self, data: bytes) -> list[str]:
         """Lines that are whole now; empty `data` is the end of the stream and flushes the rest."""
@@ -34,14 +35,22 @@ class LineCollector:
         return lines
 
     def _take(self, part: bytes) -> None:
+        if not part:
+            return
+        start = part.rfind(b"\r", 0, -1) + 1  # the last byte may be the first half of a line end
+        if start or self._returned:
+            self._rest.clear()
+            self._cut = 0
+        self._returned = part.endswith(b"\r")
         room = MAX_LINE_BYTES - len(self._rest)
-        self._rest += part[:room]
-        self._cut += max(0, len(part) - room)
+        self._rest += part[start : start + room]
+        self._cut += max(0, len(part) - start - room)
 
     def _finish(self) -> str:
-        line = bytes(self._rest).removesuffix(b"\r").rsplit(b"\r", 1)[-1].decode("utf-8", "backslashreplace")
+        line = bytes(self._rest).removesuffix(b"\r").decode("utf-8", "backslashreplace")
         if self._cut:
             line += f" … [{self._cut} bytes cut]"
         self._rest.clear()
         self._cut = 0
+        self._returned = False
         return line

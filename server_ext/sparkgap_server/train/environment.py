@@ -33,6 +33,9 @@ def apply(placement: pb.RankPlacement) -> None:
         "OMP_NUM_THREADS": max(1, placement.cpus),
     }
     os.environ.update({name: str(value) for name, value in values.items()})
+    if not placement.gpus:
+        # Accelerate, and with it transformers, otherwise takes a rank that sees no GPU for a run of its own: its world size would be 1.
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
     _limit_threads(max(1, placement.cpus))
 
 
