@@ -14,9 +14,10 @@ from sparkgap.errors import (
     VersionError,
 )
 from sparkgap.listing import runs
+from sparkgap.logs import LogLine
 from sparkgap.predict import predict_batch_udf
 from sparkgap.registration import register
-from sparkgap.run import LogLine, Run, attach
+from sparkgap.run import Run, attach
 from sparkgap.sent import files
 
 __version__ = "0.1.0"

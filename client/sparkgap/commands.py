@@ -7,7 +7,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from sparkgap_protos.v1 import plan_pb2 as pb
@@ -15,7 +15,8 @@ from sparkgap_protos.v1 import run_pb2
 
 from sparkgap import channel, tables
 from sparkgap.errors import PlanError, RunNotFoundError
-from sparkgap.run import LogLine, Run, attach
+from sparkgap.logs import Cursor, LogLine, lines_of
+from sparkgap.run import Run, attach
 
 if TYPE_CHECKING:
     from pyspark.sql.connect.session import SparkSession
@@ -164,16 +165,11 @@ class _Log:
         self._run = run
         self._ranks = ranks
         self._since = since
-        self._cursor = 0
+        self._cursor = Cursor()
         self._attempt = 0
 
     def lines(self, *, follow: bool) -> Iterator[LogLine]:
-        for reply in self._run._pages(no_wait=not follow, start=self._cursor):
-            if not reply.HasField("events"):
-                continue
-            self._cursor = reply.events.first_sequence + len(reply.events.events)
-            if reply.events.dropped:
-                note(f"{reply.events.dropped} older events are no longer kept by the server")
+        for reply in self._run._pages(no_wait=not follow, cursor=self._cursor, lost=lambda loss: note(str(loss))):
             for event in reply.events.events:
                 yield from self._lines(event)
 
@@ -181,14 +177,13 @@ class _Log:
         if event.attempt > self._attempt:
             self._attempt = event.attempt
             note(f"attempt {event.attempt + 1} begins")
-        when = datetime.fromtimestamp(event.time / 1e6, timezone.utc)
-        if (self._ranks and event.rank not in self._ranks) or (self._since and when < self._since):
+        if self._ranks and event.rank not in self._ranks:
             return
         if event.log.dropped:
             note(f"rank {event.rank}: {event.log.dropped} lines were dropped: printed faster than the cluster takes")
-        stream = "stderr" if event.log.stream == run_pb2.LogLines.STDERR else "stdout"
-        for text in event.log.lines:
-            yield LogLine(event.rank, event.attempt, when, stream, text)
+        for line in lines_of(event):
+            if self._since is None or line.time >= self._since:
+                yield line
 
 
 def _print_line(line: LogLine, as_json: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TextIO
 from sparkgap_protos.v1 import run_pb2
 
 from sparkgap.errors import what_happened
+from sparkgap.logs import Loss
 
 _PLAIN_SECONDS = 2.0
 
@@ -48,13 +49,9 @@ class Console:
                 sys.stderr,
             )
 
-    def lost(self, events: int) -> None:
-        """Say that the server's memory of the run begins later; it does not know how many lines were in what it has forgotten."""
-        self._print(
-            f"[sparkgap] … {events} events (lines and reports) came faster than they are shown here and are missing: "
-            "the server keeps the newest ones only, up to spark.sparkgap.events.maxBytes\n",
-            sys.stderr,
-        )
+    def lost(self, loss: Loss) -> None:
+        """Say what is missing."""
+        self._print(f"[sparkgap] … {loss}\n", sys.stderr)
 
     def waits(self, status: run_pb2.RunStatus) -> None:
         """Say why nothing happens yet."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import datetime, timezone
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +14,7 @@ from sparkgap_protos.v1 import run_pb2
 
 from sparkgap import channel, metrics, view
 from sparkgap.errors import PlanError, ProtocolError, RunCancelledError, RunLostError, TrainingError
+from sparkgap.logs import Cursor, Logs, Loss
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,21 +24,6 @@ if TYPE_CHECKING:
 _FINAL = (run_pb2.SUCCEEDED, run_pb2.FAILED, run_pb2.CANCELLED, run_pb2.LOST)
 _VIEWED_EVENTS = 500
 _CANCEL_SECONDS = 10.0
-_STREAMS = {run_pb2.LogLines.STDOUT: "stdout", run_pb2.LogLines.STDERR: "stderr"}
-
-
-@dataclass(frozen=True)
-class LogLine:
-    """One line that a rank printed."""
-
-    rank: int
-    attempt: int
-    time: datetime
-    stream: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"[rank {self.rank}] {self.text}"
 
 
 class Listener(Protocol):
@@ -47,7 +32,7 @@ class Listener(Protocol):
     def event(self, event: run_pb2.RunEvent) -> None:
         """Take one event; called in the order of the server's log."""
 
-    def lost(self, events: int) -> None:
+    def lost(self, loss: Loss) -> None:
         """Take note of events that the server no longer had."""
 
     def waits(self, status: run_pb2.RunStatus) -> None:
@@ -132,7 +117,7 @@ class Run:
         """How often the gang has been started, 1 at first."""
         return self._last.attempt + 1
 
-    def logs(self, follow: bool = False, rank: int | None = None, since: datetime | None = None) -> Iterator[LogLine]:
+    def logs(self, follow: bool = False, rank: int | None = None, since: datetime | None = None) -> Logs:
         """Lines that the ranks have printed, in the order in which they reached the server.
 
         Parameters
@@ -143,14 +128,13 @@ class Run:
             Only this rank's lines.
         since
             Only lines printed at this time (with a time zone) or later.
+
+        Returns
+        -------
+        Logs
+            An iterator of `LogLine`; its `dropped` counts the lines that are missing.
         """
-        for event in self._events(no_wait=not follow):
-            if not event.HasField("log") or rank not in (None, event.rank):
-                continue
-            when = datetime.fromtimestamp(event.time / 1e6, timezone.utc)
-            if since is None or when >= since:
-                for text in event.log.lines:
-                    yield LogLine(event.rank, event.attempt, when, _STREAMS.get(event.log.stream, "stdout"), text)
+        return Logs(lambda lost: self._pages(no_wait=not follow, lost=lost), rank, since)
 
     def metrics(self) -> pd.DataFrame:
         """What `sparkgap.training.report` has been given up to now, one row a report, while the run goes on and afterwards.
@@ -161,9 +145,13 @@ class Run:
         -------
         pandas.DataFrame
             Columns rank, attempt (int64, both from 0), step (int64), total (Int64, missing where unknown), time (UTC), and a float64 column a metric,
-            NaN where a report had none of it. ``.attrs["dropped"]`` counts the reports that came faster than a rank sends them.
+            NaN where a report had none of it. ``.attrs["dropped"]`` counts the reports that came faster than a rank sends them,
+            ``.attrs["lost_events"]`` the events (lines and reports) that the server no longer has.
         """
-        return metrics.table(self._events(no_wait=True))
+        losses: list[Loss] = []
+        frame = metrics.table(self._events(no_wait=True, lost=losses.append))
+        frame.attrs["lost_events"] = sum(loss.events for loss in losses)
+        return frame
 
     def plot(self) -> Figure:
         """Draw the metrics reported up to now over their steps, one panel a metric and one line a rank.
@@ -255,18 +243,17 @@ class Run:
             self._last = channel.ask(self._session, run=pb.RunQuery(run_id=self.id)).status
         return self._last
 
-    def _events(self, *, no_wait: bool, start: int = 0) -> Iterator[run_pb2.RunEvent]:
-        for reply in self._pages(no_wait=no_wait, start=start):
-            if reply.HasField("events"):
-                yield from reply.events.events
+    def _events(
+        self, *, no_wait: bool, start: int = 0, lost: Callable[[Loss], None] | None = None
+    ) -> Iterator[run_pb2.RunEvent]:
+        for reply in self._pages(no_wait=no_wait, cursor=Cursor(start), lost=lost):
+            yield from reply.events.events
 
     def _follow_to_end(self, listener: Listener) -> None:
         """Show a listener everything from the first event to the run's end, and keep the value if it has come along."""
         chunks = []
-        for reply in self._pages(as_call=True):
+        for reply in self._pages(as_call=True, lost=listener.lost):
             if reply.HasField("events"):
-                if reply.events.dropped:
-                    listener.lost(reply.events.dropped)
                 for event in reply.events.events:
                     listener.event(event)
             elif reply.HasField("result"):
@@ -275,13 +262,24 @@ class Run:
                 listener.waits(reply.status)
         self._value = b"".join(chunks)
 
-    def _pages(self, *, no_wait: bool = False, as_call: bool = False, start: int = 0) -> Iterator[run_pb2.Reply]:
+    def _pages(
+        self,
+        *,
+        no_wait: bool = False,
+        as_call: bool = False,
+        cursor: Cursor | None = None,
+        lost: Callable[[Loss], None] | None = None,
+    ) -> Iterator[run_pb2.Reply]:
         """All replies up to the run's end; `as_call` is for who waits for the value, and has Spark's interrupt cancel the run."""
-        cursor = start
+        cursor = cursor or Cursor()
         complete = False
         while not complete:
             follow = pb.FollowRun(
-                run_id=self.id, from_sequence=cursor, no_wait=no_wait, with_result=as_call, cancel_on_interrupt=as_call
+                run_id=self.id,
+                from_sequence=cursor.sequence,
+                no_wait=no_wait,
+                with_result=as_call,
+                cancel_on_interrupt=as_call,
             )
             try:
                 for reply in channel.execute(self._session, follow=follow):
@@ -289,7 +287,9 @@ class Run:
                         self._last = reply.status
                         complete = reply.status.complete
                     elif reply.HasField("events"):
-                        cursor = reply.events.first_sequence + len(reply.events.events)
+                        loss = cursor.advance(reply.events)
+                        if loss is not None and lost is not None:
+                            lost(loss)
                     yield reply
             except Exception as error:
                 if not (as_call and channel.is_interrupt(error)):

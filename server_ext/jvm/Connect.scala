@@ -87,8 +87,9 @@ private final class Replies(execution: ExecuteHolder) {
       val ended = run.ended // before the events are read, or the last ones could be missed
       val page = run.page(cursor, MessageBytes)
       if (page.events.nonEmpty || page.dropped > 0) {
-        send(Schema.build("Reply")("events" -> Schema.build("RunEvents")("first_sequence" -> page.first, "dropped" -> page.dropped,
-          "events" -> page.events.map(Schema.parse("RunEvent", _)))))
+        val events = Schema.build("RunEvents")("first_sequence" -> page.first, "dropped" -> page.dropped,
+          "events" -> page.events.map(Schema.parse("RunEvent", _))).copy(page.firstLine.map("first_line" -> _).toSeq: _*)
+        send(Schema.build("Reply")("events" -> events))
         cursor = page.first + page.events.size
         sent += page.events.map(_.length.toLong).sum
       } else if (ended || !waits) complete = true

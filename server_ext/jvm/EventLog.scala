@@ -3,8 +3,10 @@ package org.apache.spark.sql.connect.sparkgap
 
 import scala.collection.mutable
 
-/** Events of a run from a cursor on: the first has sequence number `first`. */
-final case class Page(first: Long, events: Seq[Array[Byte]], dropped: Long)
+import Schema._
+
+/** Events of a run from a cursor on: the first has sequence number `first`, and `firstLine` lines were printed before it. */
+final case class Page(first: Long, events: Seq[Array[Byte]], dropped: Long, firstLine: Option[Long])
 
 object Page {
   /** The first ones, until they reach this size. */
@@ -14,27 +16,41 @@ object Page {
   }
 }
 
+object EventLog {
+  /** Lines that an event tells of, those that the rank could not pass on counted. */
+  def linesIn(event: Array[Byte]): Long = {
+    val parsed = Schema.parse("RunEvent", event)
+    if (parsed.has("log")) parsed.message("log").count("lines") + parsed.message("log").long("dropped") else 0L
+  }
+}
+
 final class EventLog(maxBytes: Long) {
-  private val events = mutable.ArrayDeque.empty[Array[Byte]]
+  private final case class Kept(event: Array[Byte], linesBefore: Long)
+
+  private val events = mutable.ArrayDeque.empty[Kept]
   private var firstKept = 0L
   private var held = 0L
+  private var lines = 0L
 
   def bytes: Long = held
 
   /** The sequence number that the next event gets. */
   def next: Long = firstKept + events.size
 
-  def add(event: Array[Byte]): Unit = {
-    events.append(event)
+  def add(event: Array[Byte], itsLines: Long): Unit = {
+    events.append(Kept(event, lines))
+    lines += itsLines
     held += event.length
     while (held > maxBytes) {
-      held -= events.removeHead().length
+      held -= events.removeHead().event.length
       firstKept += 1
     }
   }
 
   def page(from: Long, maxBytes: Long): Page = {
     val first = math.max(from, firstKept)
-    Page(first, Page.upTo(maxBytes, ((first - firstKept).toInt until events.size).iterator.map(events)), first - from)
+    val index = (first - firstKept).toInt
+    val linesBefore = if (index < events.size) events(index).linesBefore else lines
+    Page(first, Page.upTo(maxBytes, (index until events.size).iterator.map(events(_).event)), first - from, Some(linesBefore))
   }
 }

@@ -36,7 +36,7 @@ class SparkgapDriver extends DriverPlugin with Logging {
   /** Runs on one thread for the whole cluster: nothing here may wait or do I/O. */
   override def receive(message: Object): Object = message match {
     case Placed(key, attempt) => Runs.find(key).foreach(_.placed(attempt)); null
-    case RankEvent(key, attempt, event) => Runs.find(key).foreach(_.append(attempt, event)); null
+    case RankEvent(key, attempt, event, lines) => Runs.find(key).foreach(_.append(attempt, event, lines)); null
     case RankFailed(key, attempt, failure) => Runs.find(key).foreach(_.failed(attempt, failure)); Flush.toString
     case CauseKnown(key, attempt) => Boolean.box(Runs.find(key).forall(_.causeKnown(attempt)))
     case MeetHere(key, attempt, point) => Runs.find(key).foreach(_.meetAt(attempt, point)); null

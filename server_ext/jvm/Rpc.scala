@@ -16,8 +16,8 @@ final case class NodeDown(executor: String, reason: String) extends Rpc
 /** Spark has started a task of the gang. */
 final case class Placed(run: RunKey, attempt: Int) extends Rpc
 
-/** A serialized RunEvent. */
-final case class RankEvent(run: RunKey, attempt: Int, event: Array[Byte]) extends Rpc
+/** A serialized RunEvent, and how many lines it tells of, lost ones counted. */
+final case class RankEvent(run: RunKey, attempt: Int, event: Array[Byte], lines: Long) extends Rpc
 
 /** A serialized RankFailure. Answered when it is recorded. */
 final case class RankFailed(run: RunKey, attempt: Int, failure: Array[Byte]) extends Rpc

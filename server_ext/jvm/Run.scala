@@ -78,10 +78,10 @@ final class Run(plan: RunPlan, queue: RunQueue, ticket: Ticket, maxEventBytes: L
     }
   }
 
-  def append(from: Int, event: Array[Byte]): Unit = synchronized {
+  def append(from: Int, event: Array[Byte], lines: Long): Unit = synchronized {
     if (from == attempt) {
       if (state != RunState.Running && !RunState.Final(state)) become(RunState.Running)
-      keep(event)
+      keep(event, lines)
     }
   }
 
@@ -101,9 +101,9 @@ final class Run(plan: RunPlan, queue: RunQueue, ticket: Ticket, maxEventBytes: L
     notifyAll()
   }
 
-  private def keep(event: Array[Byte]): Unit = {
-    events.add(event)
-    journal.foreach(_.event(event))
+  private def keep(event: Array[Byte], lines: Long): Unit = {
+    events.add(event, lines)
+    journal.foreach(_.event(event, lines))
     notifyAll()
   }
 
@@ -154,7 +154,7 @@ final class Run(plan: RunPlan, queue: RunQueue, ticket: Ticket, maxEventBytes: L
   private def retry(why: String): Unit = {
     val pause = synchronized {
       val cause = causes.headOption.getOrElse(Schema.build("RankFailure")("message" -> why, "time" -> now()))
-      keep(Schema.build("RunEvent")("attempt" -> attempt, "rank" -> cause.int("rank"), "time" -> now(), "failure" -> cause).toByteArray)
+      keep(Schema.build("RunEvent")("attempt" -> attempt, "rank" -> cause.int("rank"), "time" -> now(), "failure" -> cause).toByteArray, lines = 0)
       logInfo(s"attempt $attempt of run ${key.id} of ${key.user} failed, ${plan.maxFailures - attempt} more may: $why")
       reason = why
       failures.clear()

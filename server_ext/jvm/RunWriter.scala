@@ -87,7 +87,9 @@ final class Journal(store: RunStore, writer: RunWriter, key: RunKey, planDigest:
   lazy val folder: Path = store.folder(key)
   private val events = new util.ArrayDeque[Array[Byte]]()
   private var eventBytes = 0L
+  private val eventLines = new util.ArrayDeque[Long]() // of each event
   private var nextSequence = 0L // of the first of `events`
+  private var nextLine = 0L
   private val chunks = new util.ArrayDeque[Array[Byte]]()
   private var changed = true
   private var over = false
@@ -103,9 +105,10 @@ final class Journal(store: RunStore, writer: RunWriter, key: RunKey, planDigest:
 
   // ---- For the run; all return at once ----
 
-  def event(event: Array[Byte]): Unit = synchronized {
+  def event(event: Array[Byte], lines: Long): Unit = synchronized {
     if (!done) {
       events.add(event)
+      eventLines.add(lines)
       eventBytes += event.length
       while (eventBytes > maxEventBytes) dropOne() // the filesystem fails or is too slow
       if (events.size == 1) writer.wake(this, now = false)
@@ -144,7 +147,7 @@ final class Journal(store: RunStore, writer: RunWriter, key: RunKey, planDigest:
     }
   }
 
-  private final case class Part(first: Long, events: Seq[Array[Byte]], result: Seq[Array[Byte]], last: Boolean)
+  private final case class Part(first: Long, firstLine: Long, events: Seq[Array[Byte]], result: Seq[Array[Byte]], last: Boolean)
 
   private def take(): Option[Part] = synchronized {
     if (done || !changed && events.isEmpty) None
@@ -152,7 +155,7 @@ final class Journal(store: RunStore, writer: RunWriter, key: RunKey, planDigest:
       changed = false
       val lines = Page.upTo(SegmentBytes, events.iterator.asScala)
       val value = if (lines.size == events.size) Page.upTo(SegmentBytes, chunks.iterator.asScala) else Nil
-      Some(Part(nextSequence, lines, value, over && lines.size == events.size && value.size == chunks.size))
+      Some(Part(nextSequence, nextLine, lines, value, over && lines.size == events.size && value.size == chunks.size))
     }
   }
 
@@ -160,7 +163,7 @@ final class Journal(store: RunStore, writer: RunWriter, key: RunKey, planDigest:
     if (failures > 0 || number == 0) store.prepare(folder)
     number += 1
     store.write(folder, number - 1, Schema.build("RunSegment")("user" -> key.user, "plan_digest" -> planDigest.toArray, "server" -> store.server,
-      "written_at" -> System.currentTimeMillis() * 1000L, "status" -> status(), "first_sequence" -> part.first, "events" -> part.events,
+      "written_at" -> System.currentTimeMillis() * 1000L, "status" -> status(), "first_sequence" -> part.first, "first_line" -> part.firstLine, "events" -> part.events,
       "result" -> part.result, "last" -> part.last))
     failures = 0
     written(part)
@@ -190,6 +193,7 @@ final class Journal(store: RunStore, writer: RunWriter, key: RunKey, planDigest:
 
   private def dropOne(): Unit = {
     eventBytes -= events.poll().length
+    nextLine += eventLines.poll()
     nextSequence += 1
   }
 

@@ -11,7 +11,9 @@ import Schema._
 /** A run of an earlier life of the server, or one that the driver's memory has no room for. Its events and value are read when they are asked for, and
   * kept as long as the driver's heap has room. */
 final class StoredRun(store: RunStore, folder: Path, newest: DynamicMessage) extends AnyRun {
-  private final case class Content(blocks: Seq[(Long, Seq[Array[Byte]])], result: Seq[Array[Byte]])
+  /** Events without a gap; `linesBefore` has one number more than there are events. */
+  private final case class Block(first: Long, events: Seq[Array[Byte]], linesBefore: Seq[Long])
+  private final case class Content(blocks: Seq[Block], result: Seq[Array[Byte]])
 
   private val last = newest.message("status")
   private var content = new SoftReference[Content](null)
@@ -24,13 +26,14 @@ final class StoredRun(store: RunStore, folder: Path, newest: DynamicMessage) ext
   override def status(complete: Boolean): DynamicMessage = last.copy("complete" -> complete)
 
   /** Segments that could not be written, or be read, leave gaps. */
-  override def page(from: Long, maxBytes: Long): Page = loaded.blocks.find { case (first, events) => first + events.size > from } match {
-    case Some((start, events)) =>
-      val first = math.max(from, start)
-      Page(first, Page.upTo(maxBytes, events.iterator.drop((first - start).toInt)), first - from)
+  override def page(from: Long, maxBytes: Long): Page = loaded.blocks.find(block => block.first + block.events.size > from) match {
+    case Some(block) =>
+      val first = math.max(from, block.first)
+      val index = (first - block.first).toInt
+      Page(first, Page.upTo(maxBytes, block.events.iterator.drop(index)), first - from, Some(block.linesBefore(index)))
     case None =>
       val next = math.max(from, last.long("next_sequence"))
-      Page(next, Nil, next - from)
+      Page(next, Nil, next - from, firstLine = None)
   }
 
   override def resultChunks: Seq[Array[Byte]] = {
@@ -40,10 +43,15 @@ final class StoredRun(store: RunStore, folder: Path, newest: DynamicMessage) ext
     loaded.result
   }
 
+  private def block(segment: DynamicMessage): Block = {
+    val events = segment.byteArrays("events")
+    Block(segment.long("first_sequence"), events, events.map(EventLog.linesIn).scanLeft(segment.long("first_line"))(_ + _).toVector)
+  }
+
   private def loaded: Content = synchronized {
     Option(content.get).getOrElse {
       val segments = store.numbers(folder).flatMap(store.read(folder, _))
-      val all = Content(segments.map(each => (each.long("first_sequence"), each.byteArrays("events"))).filter(_._2.nonEmpty),
+      val all = Content(segments.map(block).filter(_.events.nonEmpty),
         if (newest.bool("last")) segments.flatMap(_.byteArrays("result")) else Nil)
       content = new SoftReference(all)
       all

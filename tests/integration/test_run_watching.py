@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 import time
 
@@ -27,12 +28,13 @@ def cpu(spark):
 
 @pytest.fixture(scope="module")
 def small_results():
-    """A session on a server that takes values of one megabyte, cuts streams after a second or 500 bytes, and operations after two seconds."""
+    """On a server with one megabyte for values and for events, which cuts streams after a second or 500 bytes, and operations after two seconds."""
     conf = {
         "spark.sparkgap.result.maxBytes": "1m",
         "spark.connect.execute.reattachable.senderMaxStreamDuration": "1s",
         "spark.connect.execute.reattachable.senderMaxStreamSize": "500b",
         "spark.sparkgap.follow.maxDuration": "2s",
+        "spark.sparkgap.events.maxBytes": "1m",
     }
     with LocalServer("local[4]", conf=conf) as server:
         session = SparkSession.builder.remote(server.url).create()
@@ -269,10 +271,46 @@ def test_a_flood_of_lines_is_bounded_counted_and_said(cpu):
         return 1_000_000 / (time.monotonic() - began)
 
     run = cpu(1).submit(main)
-    shown = dropped = 0
-    for event in run._events(no_wait=False):
-        shown += len(event.log.lines)
-        dropped += event.log.dropped
+    lines = run.logs(follow=True)
+    shown = sum(1 for _ in lines)
     print(f"{run.result(timeout=60):.0f} lines a second")
-    assert shown + dropped == 1_000_000
-    assert dropped == 0 or shown > 1000
+    assert shown + lines.dropped == 1_000_000
+    assert shown > 1000
+
+
+def flood(rounds):
+    for _ in range(rounds):
+        os.write(1, b"x" * 99 + b"\n")
+        os.write(1, (b"y" * 99 + b"\n") * 100)
+
+
+def test_what_the_server_no_longer_has_is_counted_in_lines(small_results, capsys):
+    """Its memory of a run's events is one megabyte here, the lines are eight."""
+    distributor = TorchDistributor(1, use_gpu=False, spark=small_results)
+    run = distributor.submit(flood, 800)
+    assert run.wait(60)
+    for lines in (run.logs(), attach(small_results, run.id).logs(follow=True)):
+        shown = sum(1 for _ in lines)
+        assert 1_000 < shown < 20_000
+        assert shown + lines.dropped == 800 * 101
+    assert run.metrics().attrs["lost_events"] > 0
+    distributor.run(flood, 800)
+    told = capsys.readouterr()
+    missing = sum(int(number) for number in re.findall(r"… (\d+) lines", told.err))
+    assert told.out.count("\n") + missing == 800 * 101
+
+
+def test_the_store_counts_the_lines_that_it_no_longer_has(tmp_path):
+    conf = {"spark.sparkgap.runs.dir": str(tmp_path), "spark.sparkgap.events.maxBytes": "1m"}
+    with LocalServer("local[1]", conf=conf) as server:
+        session = SparkSession.builder.remote(server.url).create()
+        run = TorchDistributor(1, use_gpu=False, spark=session, run_id="flood").submit(flood, 800)
+        assert run.wait(60)
+        session.stop()
+    with LocalServer("local[1]", conf=conf) as server:
+        session = SparkSession.builder.remote(server.url).create()
+        lines = attach(session, "flood").logs()
+        shown = sum(1 for _ in lines)
+        assert 1_000 < shown < 80_000
+        assert shown + lines.dropped == 800 * 101
+        session.stop()

@@ -115,9 +115,12 @@ def start_rank(nursery: NurseryProcess, function: Callable[..., Any], *args: Any
     return start_plan(nursery, plan, **placement)
 
 
-def start_plan(nursery: NurseryProcess, plan: plan_pb2.TrainPlan, **placement: Any) -> Rank:
+def start_plan(
+    nursery: NurseryProcess, plan: plan_pb2.TrainPlan, connection: socket.socket | None = None, **placement: Any
+) -> Rank:
+    """Over a connection that is open already, where one is given."""
     place = {"run_id": "r", "world_size": 1, "local_world_size": 1, "num_nodes": 1, "host": "127.0.0.1", "cpus": 1}
-    connection = nursery.connect()
+    connection = connection or nursery.connect()
     wire.send(connection, pb.OPEN, pb.Open(rank=pb.OpenRank(run_id="r")))
     message = pb.RankPlacement(**{**place, "max_result_bytes": 64 << 20, **placement})
     wire.send(connection, pb.PLACEMENT, message)

@@ -324,6 +324,20 @@ def test_figures_of_a_rank_arrive(nursery: NurseryProcess) -> None:
     assert [(each.step, each.total, each.values["loss"]) for each in rank.metrics] == [(1, 2, 0.5), (2, 2, 0.25)]
 
 
+def test_a_rank_that_gets_no_folder_says_why(nursery: NurseryProcess) -> None:
+    """As on a full disk."""
+    connection = nursery.connect()
+    elsewhere = nursery.folder.rename(nursery.folder.with_name("elsewhere"))
+    try:
+        rank = start_rank(nursery, lambda: "never", connection=connection, rank=3).to_end()
+    finally:
+        elsewhere.rename(nursery.folder)
+    assert rank.failure is not None
+    assert (rank.failure.rank, rank.failure.exception) == (3, "FileNotFoundError")
+    assert str(nursery.folder) in rank.failure.message
+    assert start_rank(nursery, lambda: "back").to_end().result() == "back"
+
+
 def test_strangers_are_refused_and_do_no_harm(nursery: NurseryProcess) -> None:
     for garbage in (b"GET / HTTP/1.1\r\n\r\n", b"\x01\xff\xff\xff\xff", b"\x01\x04\x00\x00\x00abcd", b""):
         connection = nursery.connect()

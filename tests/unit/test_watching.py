@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from sparkgap import progress, view
+from sparkgap.logs import Cursor, Loss
 from sparkgap.progress import Console, plain
 from sparkgap_protos.v1 import run_pb2
 
@@ -105,10 +106,33 @@ def test_dropped_lines_are_said(capsys):
 
 def test_events_that_the_server_has_forgotten_are_said(capsys):
     with Console() as console:
-        console.lost(7)
-    assert (
-        "7 events (lines and reports) came faster than they are shown here and are missing" in capsys.readouterr().err
+        console.lost(Loss(7, 345_000))
+        console.lost(Loss(7, None))
+    assert [line.split(" came faster")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "[sparkgap] … 345000 lines",
+        "[sparkgap] … 7 events (lines and reports)",
+    ]
+
+
+def page(first, lines, *events, dropped=0):
+    return run_pb2.RunEvents(
+        first_sequence=first, first_line=lines, dropped=dropped, events=[run_pb2.RunEvent(log=each) for each in events]
     )
+
+
+def test_a_reader_knows_how_many_lines_it_misses():
+    cursor = Cursor()
+    assert cursor.advance(page(0, 0, run_pb2.LogLines(lines=["a", "b"], dropped=3))) is None
+    assert cursor.sequence == 1
+    assert cursor.advance(page(9, 25, run_pb2.LogLines(lines=["z"]), dropped=8)) == Loss(8, 20)
+    assert cursor.advance(page(10, 26)) is None
+
+
+def test_a_reader_that_begins_in_the_middle_does_not():
+    cursor = Cursor(5)
+    assert cursor.advance(page(9, 25, dropped=4)) == Loss(4, None)
+    assert cursor.advance(page(12, 30, dropped=3)) == Loss(3, 5)
+    assert cursor.advance(run_pb2.RunEvents(first_sequence=20, dropped=8)) == Loss(8, None)
 
 
 # ---- In notebooks ----

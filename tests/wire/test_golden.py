@@ -185,6 +185,8 @@ MESSAGES: dict[str, Message] = {
     "reply_events": run_pb2.Reply(
         events=run_pb2.RunEvents(first_sequence=12, events=[event(log=log_lines()), event(failure=failure())], dropped=2)
     ),
+    "reply_events_line": run_pb2.Reply(events=run_pb2.RunEvents(first_sequence=12, dropped=2, first_line=2**40)),
+    "run_segment_line": run_pb2.RunSegment(first_sequence=12, first_line=2**40),
     "reply_result": run_pb2.Reply(result=run_pb2.ResultChunk(data=bytes(range(256)))),
     "reply_payload": run_pb2.Reply(payload=run_pb2.PayloadAnswer(way=run_pb2.PayloadAnswer.UPLOAD)),
     "reply_hello": run_pb2.Reply(hello=run_pb2.Hello(protocol=1, spark="4.2.1")),

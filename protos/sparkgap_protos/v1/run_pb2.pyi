@@ -188,14 +188,16 @@ class RunList(_message.Message):
     def __init__(self, runs: _Optional[_Iterable[_Union[RunStatus, _Mapping]]] = ...) -> None: ...
 
 class RunEvents(_message.Message):
-    __slots__ = ("first_sequence", "events", "dropped")
+    __slots__ = ("first_sequence", "events", "dropped", "first_line")
     FIRST_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
+    FIRST_LINE_FIELD_NUMBER: _ClassVar[int]
     first_sequence: int
     events: _containers.RepeatedCompositeFieldContainer[RunEvent]
     dropped: int
-    def __init__(self, first_sequence: _Optional[int] = ..., events: _Optional[_Iterable[_Union[RunEvent, _Mapping]]] = ..., dropped: _Optional[int] = ...) -> None: ...
+    first_line: int
+    def __init__(self, first_sequence: _Optional[int] = ..., events: _Optional[_Iterable[_Union[RunEvent, _Mapping]]] = ..., dropped: _Optional[int] = ..., first_line: _Optional[int] = ...) -> None: ...
 
 class RunEvent(_message.Message):
     __slots__ = ("attempt", "rank", "time", "started", "log", "metrics", "failure")
@@ -295,7 +297,7 @@ class ResultChunk(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class RunSegment(_message.Message):
-    __slots__ = ("user", "plan_digest", "server", "written_at", "status", "first_sequence", "events", "result", "last")
+    __slots__ = ("user", "plan_digest", "server", "written_at", "status", "first_sequence", "events", "result", "last", "first_line")
     USER_FIELD_NUMBER: _ClassVar[int]
     PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     SERVER_FIELD_NUMBER: _ClassVar[int]
@@ -305,6 +307,7 @@ class RunSegment(_message.Message):
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
+    FIRST_LINE_FIELD_NUMBER: _ClassVar[int]
     user: str
     plan_digest: bytes
     server: str
@@ -314,4 +317,5 @@ class RunSegment(_message.Message):
     events: _containers.RepeatedScalarFieldContainer[bytes]
     result: _containers.RepeatedScalarFieldContainer[bytes]
     last: bool
-    def __init__(self, user: _Optional[str] = ..., plan_digest: _Optional[bytes] = ..., server: _Optional[str] = ..., written_at: _Optional[int] = ..., status: _Optional[_Union[RunStatus, _Mapping]] = ..., first_sequence: _Optional[int] = ..., events: _Optional[_Iterable[bytes]] = ..., result: _Optional[_Iterable[bytes]] = ..., last: bool = ...) -> None: ...
+    first_line: int
+    def __init__(self, user: _Optional[str] = ..., plan_digest: _Optional[bytes] = ..., server: _Optional[str] = ..., written_at: _Optional[int] = ..., status: _Optional[_Union[RunStatus, _Mapping]] = ..., first_sequence: _Optional[int] = ..., events: _Optional[_Iterable[bytes]] = ..., result: _Optional[_Iterable[bytes]] = ..., last: bool = ..., first_line: _Optional[int] = ...) -> None: ...

@@ -24,6 +24,7 @@ from sparkgap_protos.v1 import plan_pb2, run_pb2
 from sparkgap_server import processes, wire
 from sparkgap_server.nursery.lines import LineCollector
 from sparkgap_server.train import rank
+from sparkgap_server.train.failure import describe
 
 _PLAN_SECONDS = 60.0
 _TERM_SECONDS = 2.0  # between SIGTERM and SIGKILL
@@ -41,8 +42,14 @@ def keep(connection: socket.socket, lifeline: int, folder: Path) -> int:
         return 0
     if (placement.kind, plan.kind) != (pb.PLACEMENT, pb.TRAIN_PLAN):
         raise wire.BrokenFrame(f"expected a placement and a plan, got frames of kind {placement.kind} and {plan.kind}")
-    private = Path(tempfile.mkdtemp(prefix="rank-", dir=folder))
-    task = rank.RankTask(pb.RankPlacement.FromString(placement.body), plan_pb2.TrainPlan.FromString(plan.body), private)
+    placed = pb.RankPlacement.FromString(placement.body)
+    try:
+        private = Path(tempfile.mkdtemp(prefix="rank-", dir=folder))
+    except OSError as problem:  # a full disk, as a rule
+        wire.send(connection, pb.FAILURE, describe(problem, placed))
+        wire.send(connection, pb.EXIT, pb.RankExit(status=1, pid=os.getpid()))
+        return 0
+    task = rank.RankTask(placed, plan_pb2.TrainPlan.FromString(plan.body), private)
     processes.adopt_orphans()
     try:
         _Keeper(connection, lifeline, task).run()
