@@ -11,6 +11,7 @@ from sparkgap_protos.v1 import run_pb2
 
 from sparkgap.errors import what_happened
 from sparkgap.logs import Loss
+from sparkgap.view import waiting
 
 _PLAIN_SECONDS = 2.0
 
@@ -55,10 +56,7 @@ class Console:
 
     def waits(self, status: run_pb2.RunStatus) -> None:
         """Say why nothing happens yet."""
-        place = (
-            f"at position {status.queue_position} of the queue" if status.queue_position else "for its turn in Spark"
-        )
-        self._print(f"[sparkgap] {status.name} waits {place}; it needs {status.waiting_for}\n", sys.stderr)
+        self._print(f"[sparkgap] {status.name} {waiting(status)}\n", sys.stderr)
 
     def _print(self, text: str, stream: TextIO) -> None:
         if self._display is not None:

@@ -31,6 +31,12 @@ def page(status: run_pb2.RunStatus, events: Iterable[run_pb2.RunEvent]) -> str:
     return f"<div>{''.join(parts)}</div>"
 
 
+def waiting(status: run_pb2.RunStatus) -> str:
+    """Where a run that has not started stands and what it needs: "waits at position 2 of the queue; it needs …"."""
+    place = f"at position {status.queue_position} of the queue" if status.queue_position else "for its turn in Spark"
+    return f"waits {place}; it needs {status.waiting_for}"
+
+
 def _head(status: run_pb2.RunStatus) -> str:
     color = _COLORS.get(status.state, "#64707d")
     state = escape(run_pb2.RunState.Name(status.state))
@@ -38,14 +44,15 @@ def _head(status: run_pb2.RunStatus) -> str:
         f'<b>{escape(status.name)}</b> <span style="color:{color}">{state}</span> <code>{escape(status.run_id)}</code>'
     )
     facts = [f"{status.num_processes} rank{'s' if status.num_processes != 1 else ''}"]
-    if status.attempt:
-        facts.append(f"attempt {status.attempt + 1}")
+    if status.attempt or status.max_failures:
+        facts.append(f"attempt {status.attempt + 1} of at most {status.max_failures + 1}")
     if status.started_at:
         facts.append(f"since {datetime.fromtimestamp(status.started_at / 1e6, timezone.utc):%Y-%m-%d %H:%M:%S} UTC")
     if status.started_at and status.ended_at:
         facts.append(f"for {(status.ended_at - status.started_at) / 1e6:.1f} s")
-    reason = f"<div>{escape(status.reason)}</div>" if status.reason else ""
-    return f"<div>{head}<br>{escape(', '.join(facts))}</div>{reason}"
+    notes = [waiting(status)] if status.waiting_for else []
+    notes += [text for text in (status.reason, status.notice) if text]
+    return f"<div>{head}<br>{escape(', '.join(facts))}</div>" + "".join(f"<div>{escape(text)}</div>" for text in notes)
 
 
 def _table(status: run_pb2.RunStatus, figures: dict[int, run_pb2.Metrics]) -> str:

@@ -82,7 +82,7 @@ private final class Replies(execution: ExecuteHolder) {
     var cursor = request.long("from_sequence")
     var sent = 0L
     var complete = false
-    var waitingFor = ""
+    var told = Option.empty[Place]
     while (!complete && sent < PageBytes && System.nanoTime() < deadline) {
       val ended = run.ended // before the events are read, or the last ones could be missed
       val page = run.page(cursor, MessageBytes)
@@ -95,21 +95,15 @@ private final class Replies(execution: ExecuteHolder) {
       } else if (ended || !waits) complete = true
       else {
         run.await(cursor, WaitMillis)
-        waitingFor = tellWaiting(run, waitingFor)
+        val now = run.place
+        if (now.isDefined && now != told) status(run, complete = false)
+        told = now
       }
     }
     if (complete && request.bool("with_result")) run.resultChunks.foreach { chunk =>
       send(Schema.build("Reply")("result" -> Schema.build("ResultChunk")("data" -> chunk)))
     }
     status(run, complete)
-  }
-
-  /** A run that waits for its slots is told of, whenever its place has changed. */
-  private def tellWaiting(run: AnyRun, told: String): String = {
-    val now = run.status(complete = false)
-    val place = s"${now.int("queue_position")} ${now.string("waiting_for")}"
-    if (now.string("waiting_for").nonEmpty && place != told) send(Schema.build("Reply")("status" -> now))
-    place
   }
 }
 

@@ -37,6 +37,9 @@ trait AnyRun {
   def await(cursor: Long, millis: Long): Unit
   def resultChunks: Seq[Array[Byte]]
   def status(complete: Boolean): DynamicMessage
+
+  /** What a run that has not started waits for. */
+  def place: Option[Place]
 }
 
 /** What a plan says of its run. */
@@ -223,10 +226,11 @@ final class Run(plan: RunPlan, queue: RunQueue, ticket: Ticket, maxEventBytes: L
 
   override def resultChunks: Seq[Array[Byte]] = synchronized(result)
 
+  override def place: Option[Place] = if (ended) None else queue.place(ticket)
+
   override def status(complete: Boolean): DynamicMessage = {
-    val place = queue.place(ticket) // not inside the lock below: the queue has one of its own
+    val waiting = place // not inside the lock below: the queue has one of its own
     synchronized {
-      val waiting = if (RunState.Final(state)) None else place
       Schema.build("RunStatus")("run_id" -> key.id, "name" -> plan.name, "state" -> state, "num_processes" -> plan.worldSize,
         "attempt" -> attempt, "submitted_at" -> submittedAt, "started_at" -> startedAt, "ended_at" -> endedAt, "reason" -> reason, "failures" -> causes,
         "next_sequence" -> events.next, "result_bytes" -> result.map(_.length.toLong).sum, "complete" -> complete, "notice" -> notice,

@@ -45,28 +45,28 @@ final class Ticket(val user: String, val demand: Demand, val since: Long) {
 final case class Place(position: Int, waitingFor: String)
 
 /** The first of those that wait goes as soon as the slots that other runs leave are enough for it. Users with fewer slots come first, then those
-  * whose last turn is longer ago, then who has come first. A smaller run may pass one that does not fit yet, but not for ever: after `patienceMillis` what becomes free is kept for the one that waits. */
-final class RunQueue(capacity: Capacity, patienceMillis: Long, maxWaiting: Int, clock: () => Long = () => System.currentTimeMillis()) {
+  * whose last turn is longer ago, then who has come first. A smaller run may pass one that does not fit yet, but not for ever: after `patienceMillis`
+  * what becomes free is kept for the one that waits. */
+final class RunQueue(capacity: Capacity, patienceMillis: Long, maxWaiting: Int) {
   private val CheckMillis = 1000L // executors come and go, and nobody tells
   private val RememberedUsers = 1000
-  private val tickets = mutable.LinkedHashSet.empty[Ticket]
+  private val tickets = mutable.LinkedHashSet.empty[Ticket] // in the order in which they have come
   private val turns = mutable.LinkedHashMap.empty[String, Long] // of users, by the number of the turn; the oldest first
   private var turn = 0L
+  private var checked = 0L
 
   def enter(user: String, demand: Demand): Ticket = synchronized {
-    val waiting = tickets.count(!_.held)
-    if (waiting >= maxWaiting) throw Refused.resources(s"$waiting runs wait for their slots already, spark.sparkgap.queue.max allows no more: try again later")
-    val ticket = new Ticket(user, demand, clock())
-    tickets += ticket
+    val ticket = entered(user, demand)
+    advance()
     ticket
   }
 
   /** Lets the run in at once, or refuses it. */
   def enterNow(user: String, demand: Demand): Ticket = synchronized {
-    val ticket = enter(user, demand)
+    advance()
+    val ticket = entered(user, demand)
     val others = otherTasks
-    val free = slots(demand) - taken(demand, ticket) - others
-    if (!next.contains(ticket) || free < demand.tasks) {
+    if (!next.contains(ticket) || slots(demand) - taken(demand, ticket) - others < demand.tasks) {
       tickets -= ticket
       throw Refused.resources(s"the run needs $demand, and ${shares(ticket, others)}. It was not to wait for them (wait=False), so nothing was started")
     }
@@ -74,19 +74,20 @@ final class RunQueue(capacity: Capacity, patienceMillis: Long, maxWaiting: Int, 
     ticket
   }
 
-  /** Returns when the run may go to Spark, or `over` says that it has no business there any more. */
-  def await(ticket: Ticket, over: => Boolean): Unit = synchronized {
-    while (!over && !mayGo(ticket)) wait(CheckMillis)
-    if (!ticket.held) let(ticket)
+  private def entered(user: String, demand: Demand): Ticket = {
+    val waiting = tickets.count(!_.held)
+    if (waiting >= maxWaiting) throw Refused.resources(s"$waiting runs wait for their slots already, spark.sparkgap.queue.max allows no more: try again later")
+    val ticket = new Ticket(user, demand, System.currentTimeMillis())
+    tickets += ticket
+    ticket
   }
 
-  private def let(ticket: Ticket): Unit = {
-    ticket.held = true
-    turn += 1
-    turns.remove(ticket.user)
-    turns(ticket.user) = turn
-    if (turns.size > RememberedUsers) turns.remove(turns.head._1)
-    notifyAll()
+  /** Returns when the run may go to Spark, or `over` says that it has no business there any more. */
+  def await(ticket: Ticket, over: => Boolean): Unit = synchronized {
+    while (!over && !(ticket.held && slots(ticket.demand) >= ticket.demand.tasks)) {
+      wait(CheckMillis)
+      if (System.currentTimeMillis() - checked >= CheckMillis) advance()
+    }
   }
 
   /** For runs whose `over` may have changed. */
@@ -97,7 +98,7 @@ final class RunQueue(capacity: Capacity, patienceMillis: Long, maxWaiting: Int, 
 
   def started(ticket: Ticket): Unit = synchronized { ticket.started = true }
 
-  def leave(ticket: Ticket): Unit = synchronized { tickets -= ticket; notifyAll() }
+  def leave(ticket: Ticket): Unit = synchronized { tickets -= ticket; advance() }
 
   def place(ticket: Ticket): Option[Place] = synchronized {
     if (ticket.started || !tickets.contains(ticket)) None
@@ -109,19 +110,39 @@ final class RunQueue(capacity: Capacity, patienceMillis: Long, maxWaiting: Int, 
 
   // ---- Who comes next ----
 
+  private def advance(): Unit = {
+    checked = System.currentTimeMillis()
+    var going = next
+    while (going.isDefined) { let(going.get); going = next }
+  }
+
+  private def let(ticket: Ticket): Unit = {
+    ticket.held = true
+    turn += 1
+    turns.remove(ticket.user)
+    turns(ticket.user) = turn
+    if (turns.size > RememberedUsers) turns.remove(turns.head._1)
+    notifyAll()
+  }
+
+  private def next: Option[Ticket] = {
+    val slotsOf = mutable.Map.empty[Int, Int] // Spark is asked once for each profile
+    def fits(ticket: Ticket): Boolean = {
+      val demand = ticket.demand
+      slotsOf.getOrElseUpdate(demand.profile.id, slots(demand)) - taken(demand, ticket) >= demand.tasks
+    }
+    order.takeWhile(each => !overdue(each) || fits(each)).find(fits)
+  }
+
   private def order: Seq[Ticket] = {
-    val slotsOf = tickets.toSeq.filter(_.held).groupMapReduce(_.user)(_.demand.tasks)(_ + _)
-    val (late, others) = tickets.toSeq.filter(!_.held).sortBy(_.since).partition(overdue)
+    val slotsOf = held.groupMapReduce(_.user)(_.demand.tasks)(_ + _)
+    val (late, others) = tickets.toSeq.filter(!_.held).partition(overdue)
     late ++ others.sortBy(each => (slotsOf.getOrElse(each.user, 0), turns.getOrElse(each.user, 0L)))
   }
 
-  private def overdue(ticket: Ticket): Boolean = clock() - ticket.since >= patienceMillis
+  private def overdue(ticket: Ticket): Boolean = System.currentTimeMillis() - ticket.since >= patienceMillis
 
-  private def next: Option[Ticket] = order.takeWhile(each => !overdue(each) || fits(each)).find(fits)
-
-  private def mayGo(ticket: Ticket): Boolean = if (ticket.held) slots(ticket.demand) >= ticket.demand.tasks else next.contains(ticket)
-
-  private def fits(ticket: Ticket): Boolean = slots(ticket.demand) - taken(ticket.demand, ticket) >= ticket.demand.tasks
+  private def held: Seq[Ticket] = tickets.toSeq.filter(_.held)
 
   // ---- What there is ----
 
@@ -129,16 +150,16 @@ final class RunQueue(capacity: Capacity, patienceMillis: Long, maxWaiting: Int, 
 
   /** Slots of this kind that other runs have been let in for, be their tasks running or not. */
   private def taken(demand: Demand, but: Ticket): Int = {
-    val held = tickets.toSeq.filter(each => each.held && (each ne but)).map(_.demand)
-    val byCpus = ceiling(held.map(_.cpus).sum, demand.cpusPerTask)
-    if (demand.gpusPerTask > 0) math.max(byCpus, ceiling(held.map(_.gpus).sum, demand.gpusPerTask)) else byCpus
+    val others = held.filter(_ ne but).map(_.demand)
+    val byCpus = ceiling(others.map(_.cpus).sum, demand.cpusPerTask)
+    if (demand.gpusPerTask > 0) math.max(byCpus, ceiling(others.map(_.gpus).sum, demand.gpusPerTask)) else byCpus
   }
 
   /** Running tasks of Spark's other work. */
   private def otherTasks: Int = math.max(0, capacity.running - tickets.toSeq.filter(_.started).map(_.demand.tasks).sum)
 
   private def shares(ticket: Ticket, others: Int): String = {
-    val runs = tickets.count(each => each.held && (each ne ticket))
+    val runs = held.count(_ ne ticket)
     val byRuns = taken(ticket.demand, ticket)
     val parts = Option.when(byRuns > 0)(s"${plural(runs, "other run")} ${if (runs == 1) "takes" else "take"} $byRuns") ++
       Option.when(others > 0)(s"other work of Spark takes $others")

@@ -22,6 +22,7 @@ final class StoredRun(store: RunStore, folder: Path, newest: DynamicMessage) ext
   override val planDigest: Seq[Byte] = newest.bytes("plan_digest").toSeq
   override def ended: Boolean = true
   override def cancel(why: String): Unit = ()
+  override def place: Option[Place] = None
   override def await(cursor: Long, millis: Long): Unit = ()
   override def status(complete: Boolean): DynamicMessage = last.copy("complete" -> complete)
 

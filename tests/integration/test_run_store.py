@@ -169,6 +169,12 @@ def test_a_run_that_was_alive_is_lost_and_says_since_when(ann, restarted):
     assert timedelta(seconds=-1) <= restarted.killed - ended <= timedelta(seconds=30)
 
 
+def test_a_lost_run_has_nothing_to_cancel(ann):
+    run = attach(ann, "alive")
+    run.cancel()
+    assert run.status == "LOST"
+
+
 def test_a_run_that_waited_for_its_slots_is_lost_too(ann):
     run = attach(ann, "waiting")
     assert (run.status, run.queue_position, run.waiting_for) == ("LOST", 0, "")

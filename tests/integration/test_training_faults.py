@@ -38,7 +38,7 @@ def cpu(spark):
 
 @pytest.fixture(autouse=True)
 def nothing_left(sparkgap_server, eventually):
-    """After every test here, the server has only the processes that it had before."""
+    """After every test here, the server has only the processes that it had before, and its nursery no folder of a rank."""
     jvm = psutil.Process(sparkgap_server.pid)
     eventually(lambda: nursery_of(jvm), 30, "the nursery runs")
     before = {*jvm.children(recursive=True)}
@@ -48,6 +48,9 @@ def nothing_left(sparkgap_server, eventually):
         GONE_SECONDS,
         "the server has no further process",
     )
+    folders = (sparkgap_server.log.parent / "tmp").glob
+    eventually(lambda: not [*folders("sparkgap-*/rank-*")], GONE_SECONDS, "no rank has left its folder")
+    assert [*folders("sparkgap-*/nursery")], "this is where the nursery's folder is"
 
 
 def nursery_of(jvm):

@@ -114,6 +114,19 @@ def test_events_that_the_server_has_forgotten_are_said(capsys):
     ]
 
 
+def test_why_a_run_has_not_started_is_said(capsys):
+    status = run_pb2.RunStatus(name="digits", queue_position=2, waiting_for="1 task slot; <the cluster> has 2")
+    with Console() as console:
+        console.waits(status)
+        status.queue_position = 0
+        console.waits(status)
+    needs = "it needs 1 task slot; <the cluster> has 2\n"
+    assert capsys.readouterr().err == (
+        f"[sparkgap] digits waits at position 2 of the queue; {needs}[sparkgap] digits waits for its turn in Spark; {needs}"
+    )
+    assert "waits for its turn in Spark; it needs 1 task slot; &lt;the cluster&gt; has 2</div>" in view.page(status, [])
+
+
 def page(first, lines, *events, dropped=0):
     return run_pb2.RunEvents(
         first_sequence=first, first_line=lines, dropped=dropped, events=[run_pb2.RunEvent(log=each) for each in events]
@@ -145,12 +158,18 @@ def test_a_notebook_sees_state_ranks_figures_and_last_lines():
         state=run_pb2.RUNNING,
         num_processes=2,
         attempt=1,
+        max_failures=3,
         started_at=1_700_000_000_000_000,
     )
     html = view.page(
         status, [reported(1, 10, loss=0.5), reported(2, 10, loss=0.25), reported(2, rank=1), printed("epoch 1")]
     )
-    for part in ("<b>digits</b>", "RUNNING", "<code>run-1</code>", "2 ranks, attempt 2, since 2023-11-14 22:13:20 UTC"):
+    for part in (
+        "<b>digits</b>",
+        "RUNNING",
+        "<code>run-1</code>",
+        "2 ranks, attempt 2 of at most 4, since 2023-11-14 22:13:20 UTC",
+    ):
         assert part in html
     for cell in ("2/10", "0.25", "loss", "rank"):
         assert f">{cell}</t" in html
