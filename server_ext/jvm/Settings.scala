@@ -43,7 +43,7 @@ final class Settings(conf: SparkConf) {
   def keptModelBytes: Long = conf.getSizeAsBytes("spark.sparkgap.model.keptBytes", "4g")
 
   /** Ended runs are forgotten, the oldest first, beyond this number or this many bytes of events and values together. */
-  def keptRuns: Int = conf.getInt("spark.sparkgap.runs.kept", 100)
+  def keptRuns: Int = conf.getInt("spark.sparkgap.runs.kept", 1000)
   def keptBytes: Long = conf.getSizeAsBytes("spark.sparkgap.runs.keptBytes", "512m")
 
   /** Where runs are kept beyond the life of the server, on any filesystem that Hadoop knows; in memory only if unset. */

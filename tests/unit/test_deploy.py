@@ -37,6 +37,7 @@ OPTIONAL_KEYS = {
     "spark.sparkgap.result.maxBytes",
     "spark.sparkgap.events.maxBytes",
     "spark.sparkgap.runs.keptBytes",
+    "spark.sparkgap.runs.kept",
     "spark.sparkgap.runs.dir",
     "spark.sparkgap.runs.maxAge",
     "spark.sparkgap.runs.maxBytes",
