@@ -48,17 +48,15 @@ class Cursor:
         self._lines = None if sequence else 0  # printed before, lost ones counted
 
     def advance(self, page: run_pb2.RunEvents) -> Loss | None:
-        """Go behind these events; returns what is missing before them."""
-        first_line = page.first_line if page.HasField("first_line") else None
+        """Go behind these events; returns what is missing before and between them."""
+        next_line = page.next_line if page.HasField("next_line") else None
         loss = None
         if page.dropped:
-            known = first_line is not None and self._lines is not None
-            loss = Loss(page.dropped, first_line - self._lines if known else None)  # type: ignore[operator]
-        self.sequence = page.first_sequence + len(page.events)
-        if first_line is None:
-            self._lines = None
-        else:
-            self._lines = first_line + sum(len(event.log.lines) + event.log.dropped for event in page.events)
+            here = sum(len(event.log.lines) + event.log.dropped for event in page.events)
+            known = next_line is not None and self._lines is not None
+            loss = Loss(page.dropped, next_line - self._lines - here if known else None)  # type: ignore[operator]
+        self.sequence = page.next_sequence
+        self._lines = next_line
         return loss
 
 

@@ -87,11 +87,11 @@ private final class Replies(execution: ExecuteHolder) {
       val ended = run.ended // before the events are read, or the last ones could be missed
       val page = run.page(cursor, MessageBytes)
       if (page.events.nonEmpty || page.dropped > 0) {
-        val events = Schema.build("RunEvents")("first_sequence" -> page.first, "dropped" -> page.dropped,
-          "events" -> page.events.map(Schema.parse("RunEvent", _))).copy(page.firstLine.map("first_line" -> _).toSeq: _*)
+        val events = Schema.build("RunEvents")("sequences" -> page.events.map(_.sequence), "dropped" -> page.dropped, "next_sequence" -> page.next,
+          "events" -> page.events.map(each => Schema.parse("RunEvent", each.event))).copy(page.nextLine.map("next_line" -> _).toSeq: _*)
         send(Schema.build("Reply")("events" -> events))
-        cursor = page.first + page.events.size
-        sent += page.events.map(_.length.toLong).sum
+        cursor = page.next
+        sent += page.events.map(_.event.length.toLong).sum
       } else if (ended || !waits) complete = true
       else {
         run.await(cursor, WaitMillis)

@@ -104,7 +104,7 @@ private final class RankTask(gang: Gang, context: BarrierTaskContext) extends Au
     var returned = false
     var exited = false
     try Iterator.continually(if (exited) None else connection.receive()).takeWhile(_.isDefined).flatten.foreach {
-      case Frame(FrameKind.Event, event) => rpc.send(RankEvent(gang.run, gang.attempt, event, EventLog.linesIn(event)))
+      case Frame(FrameKind.Event, event) => rpc.send(RankEvent(gang.run, gang.attempt, event, Kept.linesIn(event)))
       case Frame(FrameKind.Result, chunk) =>
         returned = true
         if (resultBytes.addAndGet(chunk.length) > gang.maxResultBytes) signals.put(RankFailure(failureOf(rank, gang.tooManyResultBytes)))

@@ -105,8 +105,8 @@ final class Run(plan: RunPlan, queue: RunQueue, ticket: Ticket, maxEventBytes: L
   }
 
   private def keep(event: Array[Byte], lines: Long): Unit = {
-    events.add(event, lines)
-    journal.foreach(_.event(event, lines))
+    val kept = events.add(event, lines)
+    journal.foreach(_.event(kept))
     notifyAll()
   }
 
@@ -116,7 +116,8 @@ final class Run(plan: RunPlan, queue: RunQueue, ticket: Ticket, maxEventBytes: L
     // Nothing runs that a later life of the server would not know of, as long as the filesystem works.
     val writing = synchronized {
       context = Some(sc)
-      journal = store.map(_.writer.journal(key, planDigest, () => status(complete = false), why => synchronized { notice = why }))
+      journal = store.map(_.writer.journal(key, planDigest, () => status(complete = false), () => synchronized(events.oldestReport),
+        why => synchronized { notice = why }))
       journal
     }
     writing.foreach(_.awaitRecorded(RecordMillis))

@@ -147,6 +147,9 @@ final class RunStore(directory: String, hadoop: Configuration, settings: Setting
     }
   }
 
+  def eventsOf(segment: DynamicMessage): Seq[Kept] =
+    segment.longs("sequences").lazyZip(segment.longs("lines_before")).lazyZip(segment.byteArrays("events")).map(Kept.of(_, _, _)).toSeq
+
   private def lost(folder: Path, newest: DynamicMessage): DynamicMessage = {
     val status = newest.message("status")
     val mine = newest.string("server") == server
@@ -154,8 +157,7 @@ final class RunStore(directory: String, hadoop: Configuration, settings: Setting
     val when = java.time.Instant.ofEpochMilli(alive / 1000L).truncatedTo(java.time.temporal.ChronoUnit.SECONDS)
     val why = if (mine) "its end could not be written to spark.sparkgap.runs.dir" else s"the server ended while the run was alive; it was last alive at $when"
     newest.copy("status" -> status.copy("state" -> RunState.Lost, "reason" -> why, "ended_at" -> alive, "result_bytes" -> 0L,
-      "queue_position" -> 0, "waiting_for" -> "",
-      "next_sequence" -> (newest.long("first_sequence") + newest.count("events"))))
+      "queue_position" -> 0, "waiting_for" -> ""))
   }
 
   private def beats: Seq[(String, Long, Path)] = statuses(servers).flatMap { each =>

@@ -34,9 +34,9 @@ final class RunWriter(store: RunStore, settings: Settings) extends Logging {
     if (thread.isAlive) logWarning(s"spark.sparkgap.runs.dir took more than ${StopMillis / 1000} s for what the last runs left to write")
   }
 
-  /** A journal of a new run. `status` tells how the run is now, `trouble` is told once, when the filesystem fails. */
-  def journal(key: RunKey, planDigest: Seq[Byte], status: () => DynamicMessage, trouble: String => Unit): Journal = {
-    val one = new Journal(store, this, key, planDigest, settings.maxEventBytes, status, trouble)
+  /** A journal of a new run. `status` tells how the run is now and `oldestReport` what it remembers, `trouble` is told once, when the filesystem fails. */
+  def journal(key: RunKey, planDigest: Seq[Byte], status: () => DynamicMessage, oldestReport: () => Long, trouble: String => Unit): Journal = {
+    val one = new Journal(store, this, key, planDigest, settings.maxEventBytes, status, oldestReport, trouble)
     lock.synchronized(open += one)
     wake(one, now = true)
     one
@@ -79,17 +79,13 @@ final class RunWriter(store: RunStore, settings: Settings) extends Logging {
 
 /** What a run has done and the store does not have yet. */
 final class Journal(store: RunStore, writer: RunWriter, key: RunKey, planDigest: Seq[Byte], maxEventBytes: Long, status: () => DynamicMessage,
-    trouble: String => Unit) extends Logging {
+    oldestReport: () => Long, trouble: String => Unit) extends Logging {
   private val SegmentBytes = 4L << 20
   private val UrgentBytes = 1L << 20
   private val MaxTries = 60 // a second apart, once the run has ended
 
   lazy val folder: Path = store.folder(key)
-  private val events = new util.ArrayDeque[Array[Byte]]()
-  private var eventBytes = 0L
-  private val eventLines = new util.ArrayDeque[Long]() // of each event
-  private var nextSequence = 0L // of the first of `events`
-  private var nextLine = 0L
+  private val events = new KeptEvents(maxEventBytes) // no more, where the filesystem fails or is too slow
   private val chunks = new util.ArrayDeque[Array[Byte]]()
   private var changed = true
   private var over = false
@@ -105,14 +101,12 @@ final class Journal(store: RunStore, writer: RunWriter, key: RunKey, planDigest:
 
   // ---- For the run; all return at once ----
 
-  def event(event: Array[Byte], lines: Long): Unit = synchronized {
+  def event(kept: Kept): Unit = synchronized {
     if (!done) {
-      events.add(event)
-      eventLines.add(lines)
-      eventBytes += event.length
-      while (eventBytes > maxEventBytes) dropOne() // the filesystem fails or is too slow
-      if (events.size == 1) writer.wake(this, now = false)
-      if (eventBytes >= UrgentBytes && eventBytes - event.length < UrgentBytes) writer.wake(this, now = true)
+      val before = events.bytes
+      events.add(kept)
+      if (before == 0) writer.wake(this, now = false)
+      if (events.bytes >= UrgentBytes && before < UrgentBytes) writer.wake(this, now = true)
     }
   }
 
@@ -147,27 +141,31 @@ final class Journal(store: RunStore, writer: RunWriter, key: RunKey, planDigest:
     }
   }
 
-  private final case class Part(first: Long, firstLine: Long, events: Seq[Array[Byte]], result: Seq[Array[Byte]], last: Boolean)
+  private final case class Part(events: Seq[Kept], result: Seq[Array[Byte]], last: Boolean)
 
   private def take(): Option[Part] = synchronized {
     if (done || !changed && events.isEmpty) None
     else {
       changed = false
-      val lines = Page.upTo(SegmentBytes, events.iterator.asScala)
-      val value = if (lines.size == events.size) Page.upTo(SegmentBytes, chunks.iterator.asScala) else Nil
-      Some(Part(nextSequence, nextLine, lines, value, over && lines.size == events.size && value.size == chunks.size))
+      val some = Page.upTo(SegmentBytes, events.since(0L))(_.event.length)
+      val value = if (some.size == events.size) Page.upTo(SegmentBytes, chunks.iterator.asScala)(_.length) else Nil
+      Some(Part(some, value, over && some.size == events.size && value.size == chunks.size))
     }
   }
 
   private def write(part: Part): Boolean = try {
     if (failures > 0 || number == 0) store.prepare(folder)
     number += 1
+    val outlived = tooOld(bytesOf(part.events))
+    val all = outlived.flatMap { case (old, _) => reportsIn(old) } ++ part.events
     store.write(folder, number - 1, Schema.build("RunSegment")("user" -> key.user, "plan_digest" -> planDigest.toArray, "server" -> store.server,
-      "written_at" -> System.currentTimeMillis() * 1000L, "status" -> status(), "first_sequence" -> part.first, "first_line" -> part.firstLine, "events" -> part.events,
-      "result" -> part.result, "last" -> part.last))
+      "written_at" -> System.currentTimeMillis() * 1000L, "status" -> status(), "sequences" -> all.map(_.sequence), "lines_before" -> all.map(_.linesBefore),
+      "events" -> all.map(_.event), "result" -> part.result, "last" -> part.last))
     failures = 0
     written(part)
-    forgetOldEvents(part)
+    outlived.foreach { case (old, bytes) => onlyEvents.dequeue(); keptEventBytes -= bytes; store.remove(folder, old) }
+    keptEventBytes += bytesOf(all)
+    if (number > 1 && part.result.isEmpty && !part.last) onlyEvents.enqueue((number - 1, bytesOf(all)))
     true
   } catch { case failure @ (NonFatal(_) | _: LinkageError) =>
     failures += 1
@@ -183,7 +181,7 @@ final class Journal(store: RunStore, writer: RunWriter, key: RunKey, planDigest:
   }
 
   private def written(part: Part): Unit = synchronized {
-    while (nextSequence < part.first + part.events.size) dropOne()
+    part.events.lastOption.foreach(newest => events.dropThrough(newest.sequence))
     part.result.foreach(_ => chunks.poll())
     changed ||= over && !part.last
     done = part.last
@@ -191,23 +189,17 @@ final class Journal(store: RunStore, writer: RunWriter, key: RunKey, planDigest:
     notifyAll()
   }
 
-  private def dropOne(): Unit = {
-    eventBytes -= events.poll().length
-    nextLine += eventLines.poll()
-    nextSequence += 1
+  private def bytesOf(some: Seq[Kept]): Long = some.map(_.event.length.toLong).sum
+
+  /** Segments of events alone that go once so many more bytes are written: the directory keeps as much of a run's events as the memory does. */
+  private def tooOld(more: Long): Seq[(Int, Long)] = {
+    var left = keptEventBytes + more
+    onlyEvents.iterator.takeWhile { case (_, bytes) => val over = left - bytes >= maxEventBytes; left -= bytes; over }.toSeq
   }
 
-  /** The directory keeps as much of a run's events as the memory does. */
-  private def forgetOldEvents(part: Part): Unit = {
-    val bytes = part.events.map(_.length.toLong).sum
-    keptEventBytes += bytes
-    if (number > 1 && part.result.isEmpty && !part.last) onlyEvents.enqueue((number - 1, bytes))
-    while (onlyEvents.nonEmpty && keptEventBytes - onlyEvents.head._2 >= maxEventBytes) {
-      val (oldest, its) = onlyEvents.dequeue()
-      keptEventBytes -= its
-      store.remove(folder, oldest)
-    }
-  }
+  /** What the memory still has of a segment that goes is written again: lines make room for reports, not the other way round. */
+  private def reportsIn(old: Int): Seq[Kept] = store.read(folder, old).toSeq.flatMap(store.eventsOf)
+    .filter(each => !each.isLog && each.sequence >= oldestReport())
 
   private def tell(failure: Throwable): Unit = if (!told) {
     told = true

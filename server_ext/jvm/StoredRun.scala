@@ -11,9 +11,7 @@ import Schema._
 /** A run of an earlier life of the server, or one that the driver's memory has no room for. Its events and value are read when they are asked for, and
   * kept as long as the driver's heap has room. */
 final class StoredRun(store: RunStore, folder: Path, newest: DynamicMessage) extends AnyRun {
-  /** Events without a gap; `linesBefore` has one number more than there are events. */
-  private final case class Block(first: Long, events: Seq[Array[Byte]], linesBefore: Seq[Long])
-  private final case class Content(blocks: Seq[Block], result: Seq[Array[Byte]])
+  private final case class Content(events: Vector[Kept], result: Seq[Array[Byte]])
 
   private val last = newest.message("status")
   private var content = new SoftReference[Content](null)
@@ -27,14 +25,11 @@ final class StoredRun(store: RunStore, folder: Path, newest: DynamicMessage) ext
   override def status(complete: Boolean): DynamicMessage = last.copy("complete" -> complete)
 
   /** Segments that could not be written, or be read, leave gaps. */
-  override def page(from: Long, maxBytes: Long): Page = loaded.blocks.find(block => block.first + block.events.size > from) match {
-    case Some(block) =>
-      val first = math.max(from, block.first)
-      val index = (first - block.first).toInt
-      Page(first, Page.upTo(maxBytes, block.events.iterator.drop(index)), first - from, Some(block.linesBefore(index)))
-    case None =>
-      val next = math.max(from, last.long("next_sequence"))
-      Page(next, Nil, next - from, firstLine = None)
+  override def page(from: Long, maxBytes: Long): Page = {
+    val events = loaded.events
+    val end = last.long("next_sequence")
+    val endLine = events.lastOption.filter(_.sequence == end - 1).map(_.nextLine)
+    Page.of(from, maxBytes, events.iterator.drop(Page.indexOf(from, events)), end, endLine)
   }
 
   override def resultChunks: Seq[Array[Byte]] = {
@@ -44,15 +39,10 @@ final class StoredRun(store: RunStore, folder: Path, newest: DynamicMessage) ext
     loaded.result
   }
 
-  private def block(segment: DynamicMessage): Block = {
-    val events = segment.byteArrays("events")
-    Block(segment.long("first_sequence"), events, events.map(EventLog.linesIn).scanLeft(segment.long("first_line"))(_ + _).toVector)
-  }
-
   private def loaded: Content = synchronized {
     Option(content.get).getOrElse {
       val segments = store.numbers(folder).flatMap(store.read(folder, _))
-      val all = Content(segments.map(block).filter(_.events.nonEmpty),
+      val all = Content(segments.flatMap(store.eventsOf).distinctBy(_.sequence).sortBy(_.sequence).toVector,
         if (newest.bool("last")) segments.flatMap(_.byteArrays("result")) else Nil)
       content = new SoftReference(all)
       all

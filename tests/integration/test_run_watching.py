@@ -279,9 +279,15 @@ def test_a_flood_of_lines_is_bounded_counted_and_said(cpu):
 
 
 def flood(rounds):
-    for _ in range(rounds):
+    """101 lines a round, and a report every hundred rounds."""
+    for number in range(rounds):
+        if number % 100 == 0:
+            training.report(number, rounds, loss=1 / (number + 1))
         os.write(1, b"x" * 99 + b"\n")
         os.write(1, (b"y" * 99 + b"\n") * 100)
+
+
+REPORTS = list(range(0, 800, 100))
 
 
 def test_what_the_server_no_longer_has_is_counted_in_lines(small_results, capsys):
@@ -293,7 +299,9 @@ def test_what_the_server_no_longer_has_is_counted_in_lines(small_results, capsys
         shown = sum(1 for _ in lines)
         assert 1_000 < shown < 20_000
         assert shown + lines.dropped == 800 * 101
-    assert run.metrics().attrs["lost_events"] > 0
+    table = run.metrics()
+    assert table["step"].tolist() == REPORTS, "lines make room before reports do"
+    assert table.attrs["lost_events"] > 0
     distributor.run(flood, 800)
     told = capsys.readouterr()
     missing = sum(int(number) for number in re.findall(r"… (\d+) lines", told.err))
@@ -313,4 +321,5 @@ def test_the_store_counts_the_lines_that_it_no_longer_has(tmp_path):
         shown = sum(1 for _ in lines)
         assert 1_000 < shown < 80_000
         assert shown + lines.dropped == 800 * 101
+        assert attach(session, "flood").metrics()["step"].tolist() == REPORTS
         session.stop()

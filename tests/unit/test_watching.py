@@ -127,17 +127,17 @@ def test_why_a_run_has_not_started_is_said(capsys):
     assert "waits for its turn in Spark; it needs 1 task slot; &lt;the cluster&gt; has 2</div>" in view.page(status, [])
 
 
-def page(first, lines, *events, dropped=0):
+def page(upto, line, *events, dropped=0):
     return run_pb2.RunEvents(
-        first_sequence=first, first_line=lines, dropped=dropped, events=[run_pb2.RunEvent(log=each) for each in events]
+        next_sequence=upto, next_line=line, dropped=dropped, events=[run_pb2.RunEvent(log=each) for each in events]
     )
 
 
 def test_a_reader_knows_how_many_lines_it_misses():
     cursor = Cursor()
-    assert cursor.advance(page(0, 0, run_pb2.LogLines(lines=["a", "b"], dropped=3))) is None
+    assert cursor.advance(page(1, 5, run_pb2.LogLines(lines=["a", "b"], dropped=3))) is None
     assert cursor.sequence == 1
-    assert cursor.advance(page(9, 25, run_pb2.LogLines(lines=["z"]), dropped=8)) == Loss(8, 20)
+    assert cursor.advance(page(10, 26, run_pb2.LogLines(lines=["z"]), dropped=8)) == Loss(8, 20)
     assert cursor.advance(page(10, 26)) is None
 
 
@@ -145,7 +145,8 @@ def test_a_reader_that_begins_in_the_middle_does_not():
     cursor = Cursor(5)
     assert cursor.advance(page(9, 25, dropped=4)) == Loss(4, None)
     assert cursor.advance(page(12, 30, dropped=3)) == Loss(3, 5)
-    assert cursor.advance(run_pb2.RunEvents(first_sequence=20, dropped=8)) == Loss(8, None)
+    assert cursor.advance(run_pb2.RunEvents(next_sequence=20, dropped=8)) == Loss(8, None)
+    assert cursor.sequence == 20
 
 
 # ---- In notebooks ----

@@ -183,16 +183,18 @@ MESSAGES: dict[str, Message] = {
     "reply_server": run_pb2.Reply(server=server_report()),
     "reply_list": run_pb2.Reply(list=run_pb2.RunList(runs=[lost_status(), status()])),
     "reply_events": run_pb2.Reply(
-        events=run_pb2.RunEvents(first_sequence=12, events=[event(log=log_lines()), event(failure=failure())], dropped=2)
+        events=run_pb2.RunEvents(
+            sequences=[12, 2**40], events=[event(log=log_lines()), event(failure=failure())], dropped=2, next_sequence=2**40 + 1,
+            next_line=2**41,
+        )
     ),
-    "reply_events_line": run_pb2.Reply(events=run_pb2.RunEvents(first_sequence=12, dropped=2, first_line=2**40)),
-    "run_segment_line": run_pb2.RunSegment(first_sequence=12, first_line=2**40),
     "reply_result": run_pb2.Reply(result=run_pb2.ResultChunk(data=bytes(range(256)))),
     "reply_payload": run_pb2.Reply(payload=run_pb2.PayloadAnswer(way=run_pb2.PayloadAnswer.UPLOAD)),
     "reply_hello": run_pb2.Reply(hello=run_pb2.Hello(protocol=1, spark="4.2.1")),
     "run_segment": run_pb2.RunSegment(
         user="é/..", plan_digest=bytes(range(32)), server="1700000000000-0f0f0f0f", written_at=1_700_000_000_123_456, status=status(),
-        first_sequence=2**40, events=[event(log=log_lines()).SerializeToString(deterministic=True), b""], result=[b"\x00" * 3, b""], last=True,
+        sequences=[7, 2**40], events=[event(log=log_lines()).SerializeToString(deterministic=True), b""], lines_before=[3, 2**41],
+        result=[b"\x00" * 3, b""], last=True,
     ),
     "event_started": event(started=run_pb2.RankStarted(host="node-7", pid=4711)),
     "event_log": event(log=log_lines()),

@@ -188,16 +188,18 @@ class RunList(_message.Message):
     def __init__(self, runs: _Optional[_Iterable[_Union[RunStatus, _Mapping]]] = ...) -> None: ...
 
 class RunEvents(_message.Message):
-    __slots__ = ("first_sequence", "events", "dropped", "first_line")
-    FIRST_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("sequences", "events", "dropped", "next_sequence", "next_line")
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
-    FIRST_LINE_FIELD_NUMBER: _ClassVar[int]
-    first_sequence: int
+    NEXT_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    NEXT_LINE_FIELD_NUMBER: _ClassVar[int]
+    sequences: _containers.RepeatedScalarFieldContainer[int]
     events: _containers.RepeatedCompositeFieldContainer[RunEvent]
     dropped: int
-    first_line: int
-    def __init__(self, first_sequence: _Optional[int] = ..., events: _Optional[_Iterable[_Union[RunEvent, _Mapping]]] = ..., dropped: _Optional[int] = ..., first_line: _Optional[int] = ...) -> None: ...
+    next_sequence: int
+    next_line: int
+    def __init__(self, sequences: _Optional[_Iterable[int]] = ..., events: _Optional[_Iterable[_Union[RunEvent, _Mapping]]] = ..., dropped: _Optional[int] = ..., next_sequence: _Optional[int] = ..., next_line: _Optional[int] = ...) -> None: ...
 
 class RunEvent(_message.Message):
     __slots__ = ("attempt", "rank", "time", "started", "log", "metrics", "failure")
@@ -297,25 +299,25 @@ class ResultChunk(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class RunSegment(_message.Message):
-    __slots__ = ("user", "plan_digest", "server", "written_at", "status", "first_sequence", "events", "result", "last", "first_line")
+    __slots__ = ("user", "plan_digest", "server", "written_at", "status", "sequences", "events", "result", "last", "lines_before")
     USER_FIELD_NUMBER: _ClassVar[int]
     PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     SERVER_FIELD_NUMBER: _ClassVar[int]
     WRITTEN_AT_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
-    FIRST_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
-    FIRST_LINE_FIELD_NUMBER: _ClassVar[int]
+    LINES_BEFORE_FIELD_NUMBER: _ClassVar[int]
     user: str
     plan_digest: bytes
     server: str
     written_at: int
     status: RunStatus
-    first_sequence: int
+    sequences: _containers.RepeatedScalarFieldContainer[int]
     events: _containers.RepeatedScalarFieldContainer[bytes]
     result: _containers.RepeatedScalarFieldContainer[bytes]
     last: bool
-    first_line: int
-    def __init__(self, user: _Optional[str] = ..., plan_digest: _Optional[bytes] = ..., server: _Optional[str] = ..., written_at: _Optional[int] = ..., status: _Optional[_Union[RunStatus, _Mapping]] = ..., first_sequence: _Optional[int] = ..., events: _Optional[_Iterable[bytes]] = ..., result: _Optional[_Iterable[bytes]] = ..., last: bool = ..., first_line: _Optional[int] = ...) -> None: ...
+    lines_before: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, user: _Optional[str] = ..., plan_digest: _Optional[bytes] = ..., server: _Optional[str] = ..., written_at: _Optional[int] = ..., status: _Optional[_Union[RunStatus, _Mapping]] = ..., sequences: _Optional[_Iterable[int]] = ..., events: _Optional[_Iterable[bytes]] = ..., result: _Optional[_Iterable[bytes]] = ..., last: bool = ..., lines_before: _Optional[_Iterable[int]] = ...) -> None: ...

@@ -12,7 +12,6 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
@@ -34,8 +33,8 @@ _LAST_LINES = 20
 _KEPT_LINES = 100  # a traceback may follow them
 
 
-def keep(connection: socket.socket, lifeline: int, folder: Path) -> int:
-    """Fork the rank that the connection asks for and stay until it and all its descendants are gone."""
+def keep(connection: socket.socket, lifeline: int, private: Path) -> int:
+    """Fork the rank that the connection asks for and stay until it, all its descendants and its folder `private` are gone."""
     connection.settimeout(_PLAN_SECONDS)
     placement, plan = wire.receive(connection), wire.receive(connection)
     if placement is None or plan is None:
@@ -44,7 +43,7 @@ def keep(connection: socket.socket, lifeline: int, folder: Path) -> int:
         raise wire.BrokenFrame(f"expected a placement and a plan, got frames of kind {placement.kind} and {plan.kind}")
     placed = pb.RankPlacement.FromString(placement.body)
     try:
-        private = Path(tempfile.mkdtemp(prefix="rank-", dir=folder))
+        private.mkdir(mode=0o700)
     except OSError as problem:  # a full disk, as a rule
         wire.send(connection, pb.FAILURE, describe(problem, placed))
         wire.send(connection, pb.EXIT, pb.RankExit(status=1, pid=os.getpid()))

@@ -180,7 +180,8 @@ class Nursery:
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
-            _child(lambda: keeper.keep(connection, reading, self._settings.folder), None, connection.fileno(), reading)
+            private = self._rank_folder(os.getpid())
+            _child(lambda: keeper.keep(connection, reading, private), None, connection.fileno(), reading)
         os.close(reading)
         self._keepers[pid] = writing
 
@@ -200,13 +201,16 @@ class Nursery:
                 tuple(request.python_path),
                 self._settings.cores,
                 self._settings.host_idle_seconds,
-                self._private(os.getpid()),
+                self._model_folder(os.getpid()),
             )
             _child(lambda: host.serve(spec, theirs), parent, theirs.fileno())
         theirs.close()
         return _Host(pid, ours)
 
-    def _private(self, host_pid: int) -> Path:
+    def _rank_folder(self, keeper_pid: int) -> Path:
+        return self._settings.folder / f"rank-{keeper_pid}"
+
+    def _model_folder(self, host_pid: int) -> Path:
         return self._settings.folder / f"model-{host_pid}"
 
     def _reap(self, wakeup: int) -> None:
@@ -222,8 +226,9 @@ class Nursery:
                 os.close(lifeline)
                 if status != 0:  # it could not clean up after itself, so its descendants are ours now
                     processes.kill_descendants(spare=[*self._keepers, *(each.pid for each in self._hosts.values())])
+                shutil.rmtree(self._rank_folder(pid), ignore_errors=True)
             else:
-                shutil.rmtree(self._private(pid), ignore_errors=True)
+                shutil.rmtree(self._model_folder(pid), ignore_errors=True)
             for key, each in list(self._hosts.items()):
                 if each.pid == pid:
                     each.door.close()
