@@ -116,7 +116,8 @@ final class Admission(sc: SparkContext, settings: Settings, sessionConf: Map[Str
     val deadline = System.nanoTime() + settings.slotsTimeoutMillis * 1000000L
     while (found < demand.tasks && System.nanoTime() < deadline) Thread.sleep(50) // executors register one by one; Spark has no call to wait for them
     val slots = found
-    if (slots < demand.tasks) throw Refused.resources(s"$size ranks need $demand, the cluster has $slots: lower num_processes, pass local_mode=True to put all ranks into one task, or give the server more (" + (
+    if (slots < demand.tasks) throw Refused.resources(s"$size ranks need $demand, the cluster has $slots: lower num_processes, pass " +
+      "local_mode=True to put all ranks into one task, or give the server more (" + (
         if (Utils.isLocalMaster(sc.conf)) s"--master local[${demand.tasks}]"
         else "spark.executor.instances, spark.executor.cores or spark.cores.max; a task takes spark.task.cpus cores"
       ) + ")")

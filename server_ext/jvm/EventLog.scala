@@ -33,12 +33,9 @@ object Page {
 
   /** `kept` are all events from the cursor `from` on that there still are, in their order; `end` is the number that the next event gets. */
   def of(from: Long, maxBytes: Long, kept: Iterator[Kept], end: Long, endLine: Option[Long]): Page = {
-    val ahead = kept.buffered
-    var left = maxBytes
-    val taken = mutable.ArrayBuffer.empty[Kept]
-    while (ahead.hasNext && left > 0) { taken += ahead.next(); left -= taken.last.event.length }
-    val (next, nextLine) = ahead.headOption.fold((math.max(from, end), endLine))(first => (first.sequence, Some(first.linesBefore)))
-    Page(taken.toSeq, next - from - taken.size, next, nextLine)
+    val taken = upTo(maxBytes, kept)(_.event.length)
+    val (next, nextLine) = taken.lastOption.fold((math.max(from, end), endLine))(newest => (newest.sequence + 1, Some(newest.nextLine)))
+    Page(taken, next - from - taken.size, next, nextLine)
   }
 
   /** Index of the first event that is not before the cursor. */

@@ -198,8 +198,10 @@ final class Journal(store: RunStore, writer: RunWriter, key: RunKey, planDigest:
   }
 
   /** What the memory still has of a segment that goes is written again: lines make room for reports, not the other way round. */
-  private def reportsIn(old: Int): Seq[Kept] = store.read(folder, old).toSeq.flatMap(store.eventsOf)
-    .filter(each => !each.isLog && each.sequence >= oldestReport())
+  private def reportsIn(old: Int): Seq[Kept] = {
+    val oldest = oldestReport()
+    store.read(folder, old).toSeq.flatMap(store.eventsOf).filter(each => !each.isLog && each.sequence >= oldest)
+  }
 
   private def tell(failure: Throwable): Unit = if (!told) {
     told = true

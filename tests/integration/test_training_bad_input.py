@@ -317,6 +317,18 @@ def test_dynamic_allocation_is_refused_with_the_setting():
         TorchDistributor(1, use_gpu=False, spark=session).run(lambda: None)
 
 
+def test_shares_of_gpus_are_refused_where_spark_cuts_no_task_with_a_whole_one():
+    words = (
+        r"a task of 1 rank needs spark\.task\.cpus=1 and spark\.task\.resource\.gpu\.amount=1, the server has spark\.task\.cpus=1 and "
+        r"spark\.task\.resource\.gpu\.amount=0\.5, and with master local\[2\] Spark cuts all tasks alike, a rank's GPUs being whole ones"
+    )
+    with (
+        server_with(spark__task__resource__gpu__amount="0.5", spark__executor__resource__gpu__amount="1") as session,
+        pytest.raises(ResourceError, match=words),
+    ):
+        TorchDistributor(1, use_gpu=True, spark=session).run(lambda: None)
+
+
 def test_encryption_that_ranks_cannot_give_and_sizes_over_the_limit_are_refused():
     with server_with(spark__ssl__enabled="true", spark__sparkgap__plan__maxBytes="1m") as session:
         cpu = functools.partial(TorchDistributor, use_gpu=False, spark=session)
