@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import resource
 import signal
 from collections.abc import Iterable
+from contextlib import suppress
 
 import psutil
 
@@ -39,13 +41,28 @@ def begin_child(parent: int | None, keep: Iterable[int]) -> None:
     os.setsid()
     if parent is not None:
         die_with_parent(parent)
-    low = 3
-    for descriptor in sorted(keep):
-        os.closerange(low, descriptor)
-        low = descriptor + 1
-    os.closerange(low, os.sysconf("SC_OPEN_MAX"))
+    _close_all_but({0, 1, 2, *keep})
     random.seed()
     _reseed_numpy()
+
+
+def _close_all_but(kept: set[int]) -> None:
+    for descriptor in map(int, os.listdir("/proc/self/fd")):  # one of them is the listing's own, closed already
+        if descriptor not in kept:
+            with suppress(OSError):
+                os.close(descriptor)
+
+
+def allow_descriptors() -> int:
+    """Raise this process's limit of descriptors as far as it may, and return what it was: five a rank are needed, and some systems give 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return soft
+
+
+def limit_descriptors(soft: int) -> None:
+    """The limit that processes of user code expect: `select` takes no descriptor beyond 1024, and loops over all possible ones take long."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 
 def _reseed_numpy() -> None:
@@ -56,41 +73,37 @@ def _reseed_numpy() -> None:
     numpy.random.seed()
 
 
-def has_children() -> bool:
-    """Whether this process has any child left, dead ones not yet waited for included."""
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return False
-    return True
-
-
 def kill_descendants(spare: Iterable[int] = ()) -> None:
     """SIGKILL to all descendants but the trees of `spare`; returns when none of them runs any more."""
     spared = set(spare)
-    while True:
-        doomed = [child for child in psutil.Process().children() if child.pid not in spared]
-        if not doomed:
-            return
+    while doomed := [child for child in _children() if child not in spared]:
         for child in doomed:
-            for descendant in [*_descendants(child), child]:
-                _kill(descendant.pid)
+            kill_tree(child)
         for child in doomed:
             try:
-                os.waitpid(child.pid, 0)
+                os.waitpid(child, 0)
             except ChildProcessError:
                 continue
 
 
-def _descendants(process: psutil.Process) -> list[psutil.Process]:
+def kill_tree(pid: int) -> None:
+    """SIGKILL to a process and all its descendants; a stopped one ends by it too."""
     try:
-        return process.children(recursive=True)
+        process = psutil.Process(pid)
+        family = [*process.children(recursive=True), process]
     except psutil.NoSuchProcess:
-        return []
-
-
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
         return
+    for each in family:
+        try:
+            os.kill(each.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def _children() -> list[int]:
+    """Of this process, which has one thread."""
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            return [int(pid) for pid in file.read().split()]
+    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
+        return [child.pid for child in psutil.Process().children()]

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psutil
 from sparkgap_protos import codec
@@ -77,6 +78,7 @@ class Rank:
     returned: bool = False
     failure: run_pb2.RankFailure | None = None
     exit: pb.RankExit | None = None
+    refused: str = ""
 
     def read_until(self, condition: Callable[[], bool]) -> Rank:
         """Take frames until the condition holds or the stream ends."""
@@ -88,7 +90,9 @@ class Rank:
         return self.read_until(lambda: False)
 
     def take(self, frame: wire.Frame) -> None:
-        if frame.kind == pb.ADDRESS:
+        if frame.kind == pb.REFUSED:
+            self.refused = pb.Refused.FromString(frame.body).message
+        elif frame.kind == pb.ADDRESS:
             wire.send(self.connection, pb.MEETING_POINT, frame.body)
         elif frame.kind == pb.EVENT:
             event = run_pb2.RunEvent.FromString(frame.body)
@@ -116,16 +120,43 @@ def start_rank(nursery: NurseryProcess, function: Callable[..., Any], *args: Any
 
 
 def start_plan(
-    nursery: NurseryProcess, plan: plan_pb2.TrainPlan, connection: socket.socket | None = None, **placement: Any
+    nursery: NurseryProcess,
+    plan: plan_pb2.TrainPlan,
+    connection: socket.socket | None = None,
+    gang: str | None = None,
+    **placement: Any,
 ) -> Rank:
-    """Over a connection that is open already, where one is given."""
+    """Over a connection that is open already, where one is given; in a gang of its own, unless one is named."""
     place = {"run_id": "r", "world_size": 1, "local_world_size": 1, "num_nodes": 1, "host": "127.0.0.1", "cpus": 1}
     connection = connection or nursery.connect()
-    wire.send(connection, pb.OPEN, pb.Open(rank=pb.OpenRank(run_id="r")))
+    wire.send(connection, pb.OPEN, pb.Open(rank=pb.OpenRank(run_id="r", gang=gang or uuid4().hex)))
     message = pb.RankPlacement(**{**place, "max_result_bytes": 64 << 20, **placement})
-    wire.send(connection, pb.PLACEMENT, message)
-    wire.send(connection, pb.TRAIN_PLAN, plan)
-    return Rank(connection)
+    rank = Rank(connection)
+    try:
+        wire.send(connection, pb.PLACEMENT, message)
+        frame = wire.receive(connection)
+        if frame is not None and frame.kind == pb.PLAN_WANTED:
+            wire.send(connection, pb.TRAIN_PLAN, plan)
+        elif frame is not None:
+            rank.take(frame)
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # refused, which the next frame says
+    return rank
+
+
+def keeper_of(rank: Rank) -> psutil.Process:
+    parent = psutil.Process(rank.pid).parent()
+    assert parent is not None
+    return parent
+
+
+def keeper_end(nursery: NurseryProcess, gang: str, end: bool = False) -> pb.KeeperEnd:
+    connection = nursery.connect()
+    wire.send(connection, pb.OPEN, pb.Open(keeper=pb.OpenKeeper(gang=gang, end=end)))
+    frame = wire.receive(connection)
+    assert frame is not None
+    assert frame.kind == pb.KEEPER_END
+    return pb.KeeperEnd.FromString(frame.body)
 
 
 def until(condition: Callable[[], bool], seconds: float) -> None:

@@ -30,6 +30,8 @@ class FrameKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SCHEMA: _ClassVar[FrameKind]
     COLUMN_BATCH: _ClassVar[FrameKind]
     PREDICTED_COLUMN: _ClassVar[FrameKind]
+    REFUSED: _ClassVar[FrameKind]
+    KEEPER_END: _ClassVar[FrameKind]
 FRAME_KIND_UNSPECIFIED: FrameKind
 OPEN: FrameKind
 PLACEMENT: FrameKind
@@ -50,22 +52,52 @@ MODEL_FAILURE: FrameKind
 SCHEMA: FrameKind
 COLUMN_BATCH: FrameKind
 PREDICTED_COLUMN: FrameKind
+REFUSED: FrameKind
+KEEPER_END: FrameKind
 
 class Open(_message.Message):
-    __slots__ = ("rank", "model")
+    __slots__ = ("rank", "model", "keeper")
     RANK_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    KEEPER_FIELD_NUMBER: _ClassVar[int]
     rank: OpenRank
     model: OpenModel
-    def __init__(self, rank: _Optional[_Union[OpenRank, _Mapping]] = ..., model: _Optional[_Union[OpenModel, _Mapping]] = ...) -> None: ...
+    keeper: OpenKeeper
+    def __init__(self, rank: _Optional[_Union[OpenRank, _Mapping]] = ..., model: _Optional[_Union[OpenModel, _Mapping]] = ..., keeper: _Optional[_Union[OpenKeeper, _Mapping]] = ...) -> None: ...
 
 class OpenRank(_message.Message):
-    __slots__ = ("run_id", "rank")
+    __slots__ = ("run_id", "rank", "gang")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
+    GANG_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     rank: int
-    def __init__(self, run_id: _Optional[str] = ..., rank: _Optional[int] = ...) -> None: ...
+    gang: str
+    def __init__(self, run_id: _Optional[str] = ..., rank: _Optional[int] = ..., gang: _Optional[str] = ...) -> None: ...
+
+class OpenKeeper(_message.Message):
+    __slots__ = ("gang", "end")
+    GANG_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    gang: str
+    end: bool
+    def __init__(self, gang: _Optional[str] = ..., end: bool = ...) -> None: ...
+
+class KeeperEnd(_message.Message):
+    __slots__ = ("status", "words", "unknown")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    WORDS_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    status: int
+    words: str
+    unknown: bool
+    def __init__(self, status: _Optional[int] = ..., words: _Optional[str] = ..., unknown: bool = ...) -> None: ...
+
+class Refused(_message.Message):
+    __slots__ = ("message",)
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    message: str
+    def __init__(self, message: _Optional[str] = ...) -> None: ...
 
 class OpenModel(_message.Message):
     __slots__ = ("key", "name", "python_path")

@@ -1,29 +1,33 @@
 """Accepts connections of the executor's tasks and workers, and forks for each the process that it asks for.
 
-A rank gets a keeper (keeper.py) that takes the connection over; a model's host (predict/host.py) is forked once and is handed every further
-connection. The nursery runs no operator and makes no CUDA call and has one thread: a fork of a process that did any of this hangs.
+The ranks of a run get a keeper (keeper.py), a model gets a host (predict/host.py); both are forked once and are handed every further connection.
+The nursery runs no operator and makes no CUDA call and has one thread: a fork of a process that did any of this hangs.
 """
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import os
-import selectors
 import shutil
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
 from sparkgap_protos.v1 import node_pb2 as pb
 
 from sparkgap_server import processes, wire
-from sparkgap_server.nursery import keeper
+from sparkgap_server.nursery import keeper, pages
+from sparkgap_server.nursery.loop import READ, Loop
 from sparkgap_server.predict import host
 
 #: Imported before the first connection is served; a cluster for inference only may lack some.
@@ -42,6 +46,7 @@ EXTRA = ("torch.nn.parallel", "torch._dynamo", "torch.utils.data.distributed")
 
 _HEADER_SECONDS = 10.0
 _END_SECONDS = 4.0
+_REMEMBERED_ENDS = 256
 
 
 @dataclass(frozen=True)
@@ -53,32 +58,35 @@ class Settings:
     host_idle_seconds: float
 
 
-@dataclass
-class _Greeting:
-    """A connection whose first frame has not arrived yet."""
+@dataclass(frozen=True, eq=False)
+class _Child:
+    """A keeper, which has a gang, or a model host. `folders` is the pattern of what is to be removed after it."""
 
-    reader: wire.FrameReader
-    deadline: float
-
-
-@dataclass(frozen=True)
-class _Host:
-    pid: int
+    gang: str
     door: socket.socket
+    lifeline: int
+    folders: str
 
 
 class Nursery:
-    """One listening socket, one selector, the children's process ids."""
+    """One listening socket, one loop, the children's process ids."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._selector = selectors.DefaultSelector()
-        self._greetings: dict[socket.socket, _Greeting] = {}
-        self._keepers: dict[int, int] = {}  # process id to the lifeline's writing end
-        self._hosts: dict[str, _Host] = {}  # by model key
+        self._loop = Loop()
+        self._greetings: dict[
+            socket.socket, float
+        ] = {}  # connections whose first frame has not arrived yet, with their deadlines
+        self._children: dict[int, _Child] = {}  # all of them, by process id
+        self._doors: dict[str, _Child] = {}  # by the gang or the model: where its next connection goes
+        self._ends: dict[str, pb.KeeperEnd] = {}  # by gang, of keepers that did not end well
+        self._questions: list[tuple[str, socket.socket]] = []
         self._ending = False
-        self._extra = list(EXTRA)
+        self._chores: deque[Callable[[], None]] = deque()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._spare = os.open(os.devnull, os.O_RDONLY)
+        self._descriptors = processes.allow_descriptors()
+        self._keeper_spec = keeper.KeeperSpec(settings.folder, self._descriptors)
 
     def serve(self) -> None:
         """Serve until standard input ends or SIGTERM arrives, then end every child and remove the folder."""
@@ -87,11 +95,19 @@ class Nursery:
         for module in ESSENTIAL:
             _import(module)
         gc.freeze()
+        self._chores.extend(partial(_import, module) for module in EXTRA)
+        self._chores.append(self._settle)
         try:
             while not self._ending:
                 self._turn()
         finally:
             self._end()
+
+    def _settle(self) -> None:
+        """All is imported: from here on each fork copies these pages, or rather what points to them."""
+        gc.collect()
+        gc.freeze()
+        self._chores.extend(pages.collapse())
 
     def _open(self) -> None:
         # Bound under another name first: the socket's appearance says that connections are queued from now on.
@@ -109,23 +125,17 @@ class Nursery:
         signal.signal(signal.SIGTERM, lambda number, frame: self._stop())
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         os.set_blocking(0, False)
-        self._watch(self._listener, self._accept)
-        self._watch(reading, lambda: self._reap(reading))
-        self._watch(0, self._executor_spoke)
-
-    def _watch(self, file: int | socket.socket, callback: Callable[[], None]) -> None:
-        self._selector.register(file, selectors.EVENT_READ, callback)
+        self._loop.watch(self._listener, READ, lambda _: self._accept())
+        self._loop.watch(reading, READ, lambda _: self._reap(reading))
+        self._loop.watch(0, READ, lambda _: self._executor_spoke())
 
     def _turn(self) -> None:
-        ready = self._selector.select(0 if self._extra else 1.0)
-        for key, _ in ready:
-            key.data()
+        busy = self._loop.turn(0 if self._chores else 1.0)
         now = time.monotonic()
-        for connection in [each for each, greeting in self._greetings.items() if greeting.deadline < now]:
+        for connection in [each for each, deadline in self._greetings.items() if deadline < now]:
             self._forget(connection).close()
-        if not ready and self._extra:
-            _import(self._extra.pop(0))
-            gc.freeze()
+        if not busy and self._chores:
+            self._chores.popleft()()
 
     def _stop(self) -> None:
         self._ending = True
@@ -134,14 +144,29 @@ class Nursery:
         if not os.read(0, 4096):
             self._stop()
 
+    # ---- Connections ----
+
     def _accept(self) -> None:
         try:
             connection, _ = self._listener.accept()
-        except BlockingIOError:
+        except OSError as problem:
+            if problem.errno in (errno.EMFILE, errno.ENFILE):
+                self._refuse_without_descriptors(problem)
             return
         connection.setblocking(False)
-        self._greetings[connection] = _Greeting(wire.FrameReader(), time.monotonic() + _HEADER_SECONDS)
-        self._watch(connection, lambda: self._greeted(connection))
+        self._greetings[connection] = time.monotonic() + _HEADER_SECONDS
+        self._loop.watch(connection, READ, lambda _: self._greeted(connection))
+
+    def _refuse_without_descriptors(self, problem: OSError) -> None:
+        """With a descriptor kept for it, since a connection that cannot be accepted would wake the loop for ever."""
+        os.close(self._spare)
+        try:
+            with self._listener.accept()[0] as connection:
+                _refuse(connection, problem)
+        except OSError:
+            return
+        finally:
+            self._spare = os.open(os.devnull, os.O_RDONLY)
 
     def _greeted(self, connection: socket.socket) -> None:
         """Read the first frame and nothing behind it: the rest of the stream is for the child."""
@@ -164,54 +189,82 @@ class Nursery:
             self._forget(connection).close()
             return
         self._forget(connection)
-        connection.setblocking(True)
-        if opened.WhichOneof("kind") == "rank":
-            self._fork_keeper(connection, opened.rank)
-        elif opened.WhichOneof("kind") == "model":
-            self._hand_to_host(connection, opened.model)
-        connection.close()
+        kind = opened.WhichOneof("kind")
+        if kind == "keeper":
+            self._question(connection, opened.keeper)
+            return
+        with connection:
+            connection.setblocking(True)
+            try:
+                if kind == "rank":
+                    self._to_keeper(connection, opened.rank.gang)
+                elif kind == "model":
+                    self._to_host(connection, opened.model)
+            except OSError as problem:
+                _say(f"a connection was refused: {problem}")
+                _refuse(connection, problem)
 
     def _forget(self, connection: socket.socket) -> socket.socket:
-        self._selector.unregister(connection)
+        self._loop.forget(connection)
         del self._greetings[connection]
         return connection
 
-    def _fork_keeper(self, connection: socket.socket, request: pb.OpenRank) -> None:
-        reading, writing = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            private = self._rank_folder(os.getpid())
-            _child(lambda: keeper.keep(connection, reading, private), None, connection.fileno(), reading)
-        os.close(reading)
-        self._keepers[pid] = writing
-
-    def _hand_to_host(self, connection: socket.socket, request: pb.OpenModel) -> None:
-        known = self._hosts.get(request.key)
+    def _to_keeper(self, connection: socket.socket, gang: str) -> None:
+        known = self._doors.get(gang)
         if known is None or not _hand(known.door, connection):
-            self._hosts[request.key] = self._fork_host(request)
-            _hand(self._hosts[request.key].door, connection)
-
-    def _fork_host(self, request: pb.OpenModel) -> _Host:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            spec = host.HostSpec(
-                request.name,
-                tuple(request.python_path),
-                self._settings.cores,
-                self._settings.host_idle_seconds,
-                self._model_folder(os.getpid()),
+            self._doors[gang] = self._fork(
+                gang,
+                lambda door, lifeline: keeper.keep(connection, door, lifeline, self._keeper_spec),
+                "rank-{pid}*",
+                connection,
             )
-            _child(lambda: host.serve(spec, theirs), parent, theirs.fileno())
-        theirs.close()
-        return _Host(pid, ours)
 
-    def _rank_folder(self, keeper_pid: int) -> Path:
-        return self._settings.folder / f"rank-{keeper_pid}"
+    def _to_host(self, connection: socket.socket, request: pb.OpenModel) -> None:
+        known = self._doors.get(request.key)
+        if known is None or not _hand(known.door, connection):
+            fresh = self._doors[request.key] = self._fork(
+                "", lambda door, _: self._be_host(door, request), "model-{pid}"
+            )
+            _hand(fresh.door, connection)
 
-    def _model_folder(self, host_pid: int) -> Path:
-        return self._settings.folder / f"model-{host_pid}"
+    def _be_host(self, door: socket.socket, request: pb.OpenModel) -> int:
+        processes.limit_descriptors(self._descriptors)
+        spec = host.HostSpec(
+            request.name,
+            tuple(request.python_path),
+            self._settings.cores,
+            self._settings.host_idle_seconds,
+            self._settings.folder / f"model-{os.getpid()}",
+        )
+        return host.serve(spec, door)
+
+    def _fork(self, gang: str, body: Callable[[socket.socket, int], int], folders: str, *keep: socket.socket) -> _Child:
+        """A keeper or a host.
+
+        Raises
+        ------
+        OSError
+            No descriptors or process ids are left; no descriptor stays open then.
+        """
+        with ExitStack() as ours, ExitStack() as theirs:
+            door, far_door = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            ours.callback(door.close)
+            theirs.callback(far_door.close)
+            reading, writing = os.pipe()
+            theirs.callback(os.close, reading)
+            ours.callback(os.close, writing)
+            parent = os.getpid()
+            pid = os.fork()
+            if pid == 0:
+                kept = [far_door.fileno(), reading, *(each.fileno() for each in keep)]
+                # A keeper outlives the nursery by the time in which it ends its ranks.
+                _become(lambda: body(far_door, reading), None if gang else parent, kept)
+            ours.pop_all()
+        door.setblocking(False)
+        child = self._children[pid] = _Child(gang, door, writing, folders.format(pid=pid))
+        return child
+
+    # ---- Ends ----
 
     def _reap(self, wakeup: int) -> None:
         os.read(wakeup, 4096)
@@ -219,27 +272,51 @@ class Nursery:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return
+                break
             if pid == 0:
-                return
-            if (lifeline := self._keepers.pop(pid, None)) is not None:
-                os.close(lifeline)
-                if status != 0:  # it could not clean up after itself, so its descendants are ours now
-                    processes.kill_descendants(spare=[*self._keepers, *(each.pid for each in self._hosts.values())])
-                shutil.rmtree(self._rank_folder(pid), ignore_errors=True)
-            else:
-                shutil.rmtree(self._model_folder(pid), ignore_errors=True)
-            for key, each in list(self._hosts.items()):
-                if each.pid == pid:
-                    each.door.close()
-                    del self._hosts[key]
+                break
+            if (child := self._children.pop(pid, None)) is not None:
+                self._bury(child, status)
+        # Keepers and hosts adopt orphans while they live, so whatever else is a child of this process was left by one that has ended.
+        processes.kill_descendants(spare=self._children)
+
+    def _bury(self, child: _Child, status: int) -> None:
+        for name in [name for name, each in self._doors.items() if each is child]:
+            del self._doors[name]
+        if child.gang:
+            self._answer(child.gang, pb.KeeperEnd(status=os.waitstatus_to_exitcode(status), words=_words(child.door)))
+        child.door.close()
+        os.close(child.lifeline)
+        for folder in self._settings.folder.glob(child.folders):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _question(self, connection: socket.socket, request: pb.OpenKeeper) -> None:
+        """How a keeper has ended, told as soon as it has; `end` has it killed, with all that is below it, whatever state it is in."""
+        alive = [pid for pid, child in self._children.items() if child.gang == request.gang]
+        if alive:
+            self._questions.append((request.gang, connection))
+            if request.end:
+                for pid in alive:
+                    processes.kill_tree(pid)
+        else:
+            _tell_end(connection, self._ends.get(request.gang, pb.KeeperEnd(unknown=True)))
+
+    def _answer(self, gang: str, end: pb.KeeperEnd) -> None:
+        if end.status != 0:
+            self._ends[gang] = end
+            while len(self._ends) > _REMEMBERED_ENDS:
+                del self._ends[next(iter(self._ends))]
+        for asked in [each for each in self._questions if each[0] == gang]:
+            self._questions.remove(asked)
+            _tell_end(asked[1], end)
 
     def _end(self) -> None:
         self._listener.close()
-        for lifeline in self._keepers.values():
-            os.close(lifeline)
+        keepers = {pid: child for pid, child in self._children.items() if child.gang}
+        for child in keepers.values():
+            os.close(child.lifeline)
         deadline = time.monotonic() + _END_SECONDS
-        for pid in self._keepers:
+        for pid in keepers:
             while time.monotonic() < deadline and _runs(pid):
                 time.sleep(0.01)  # SIGCHLD has no deadline; the keepers bring their ranks to an end meanwhile
         processes.kill_descendants()
@@ -253,11 +330,12 @@ def _import(module: str) -> None:
         _say(f"{module} cannot be imported here: {problem}")
 
 
-def _child(body: Callable[[], int], parent: int | None, *keep: int) -> None:
+def _become(body: Callable[[], int], parent: int | None, keep: Iterable[int]) -> None:
     """The life of a forked child; never returns into the nursery's loop."""
     status = 1
     try:
         processes.begin_child(parent, keep)
+        processes.adopt_orphans()
         status = body()
     except BaseException:
         sys.excepthook(*sys.exc_info())
@@ -279,6 +357,26 @@ def _hand(door: socket.socket, connection: socket.socket) -> bool:
     except OSError:
         return False
     return True
+
+
+def _refuse(connection: socket.socket, problem: OSError) -> None:
+    """In the system's words: the one request is refused, and the others go on."""
+    with suppress(OSError):
+        connection.setblocking(False)
+        wire.send(connection, pb.REFUSED, pb.Refused(message=f"{problem.strerror or problem} (errno {problem.errno})"))
+
+
+def _words(door: socket.socket) -> str:
+    """What a keeper of ours has raised, if it has."""
+    try:
+        return door.recv(keeper.MAX_WORDS).decode("utf-8", "backslashreplace")
+    except OSError:
+        return ""
+
+
+def _tell_end(connection: socket.socket, end: pb.KeeperEnd) -> None:
+    with connection, suppress(OSError):
+        wire.send(connection, pb.KEEPER_END, end)
 
 
 def _say(text: str) -> None:
