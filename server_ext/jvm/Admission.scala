@@ -13,6 +13,7 @@ import Schema._
 /** Everything that a barrier task needs to know; travels with the task's closure. */
 final case class Gang(
     run: RunKey,
+    id: String, // of this attempt alone
     attempt: Int,
     worldSize: Int,
     tasks: Int,
@@ -26,6 +27,9 @@ final case class Gang(
     files: Option[SessionFolder] = None) {
   def tooManyResultBytes: String = s"the values of the ranks have more than $maxResultBytes bytes together (spark.sparkgap.result.maxBytes): write large " +
     "values to storage and return their paths"
+
+  /** How much of what one rank says may be under way to the driver: all ranks together some 16 MiB. */
+  def windowBytes: Long = math.max(64L << 10, math.min(1L << 20, (16L << 20) / worldSize))
 
   def pool: Option[String] = sessionConf.get("spark.scheduler.pool")
 }
@@ -48,7 +52,7 @@ final class Admission(sc: SparkContext, settings: Settings, sessionConf: Map[Str
     unlessUnsafe()
     val (demand, ranksPerTask) = layout(plan, size)
     unlessTooFewSlots(demand, size)
-    (Gang(key, attempt = 0, size, demand.tasks, ranksPerTask, plan.bool("use_gpu"), plan.int("max_failures"), settings.maxResultBytes,
+    (Gang(key, id = "", attempt = 0, size, demand.tasks, ranksPerTask, plan.bool("use_gpu"), plan.int("max_failures"), settings.maxResultBytes,
       settings.startTimeoutMillis, sessionConf, bytes), demand)
   }
 

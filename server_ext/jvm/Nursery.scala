@@ -8,6 +8,7 @@ import java.nio.channels.{ClosedChannelException, SocketChannel}
 import java.nio.charset.StandardCharsets.UTF_8
 import java.nio.file.{Files, Path}
 import java.nio.file.attribute.PosixFilePermissions
+import java.util.concurrent.TimeUnit
 
 import scala.util.control.NonFatal
 
@@ -16,7 +17,9 @@ import org.sparkproject.connect.protobuf.DynamicMessage
 import org.apache.spark.SparkEnv
 import org.apache.spark.api.plugin.PluginContext
 import org.apache.spark.internal.Logging
-import org.apache.spark.util.Utils
+import org.apache.spark.util.{ThreadUtils, Utils}
+
+import Schema._
 
 object Nursery extends Logging {
   /** File in the executor's first local directory that tells Spark's Python workers where the nursery listens. */
@@ -25,6 +28,9 @@ object Nursery extends Logging {
   private var process: Process = _
   private var socket: Path = _
   private var stopped = false
+  private var lastEnd: Option[String] = None
+  private val AnswerSeconds = 5L
+  private lazy val deadlines = ThreadUtils.newDaemonSingleThreadScheduledExecutor("sparkgap-deadlines")
 
   def rpc: PluginContext = context
 
@@ -40,7 +46,7 @@ object Nursery extends Logging {
     stopped = true
     if (process != null) {
       process.getOutputStream.close() // its standard input: the nursery ends everything and itself
-      if (!process.waitFor(5, java.util.concurrent.TimeUnit.SECONDS)) process.destroyForcibly()
+      if (!process.waitFor(5, TimeUnit.SECONDS)) process.destroyForcibly()
       process = null
     }
   }
@@ -62,10 +68,46 @@ object Nursery extends Logging {
       connection.send(FrameKind.Open, Schema.build("Open")(request.getDescriptorForType.getName match {
         case "OpenRank" => "rank" -> request
         case "OpenModel" => "model" -> request
+        case "OpenKeeper" => "keeper" -> request
       }).toByteArray)
       connection
     } catch { case NonFatal(failure) => channel.close(); throw failure }
   }
+
+  /** Has the keeper of a gang killed, whatever state it is in, with its ranks and all their descendants; returns at once. */
+  def endKeeper(gang: String): Unit = {
+    val thread = new Thread(() => try askAboutKeeper(gang, end = true) catch { case NonFatal(failure) => logWarning(s"cannot end gang $gang", failure) },
+      "sparkgap-end-keeper")
+    thread.setDaemon(true)
+    thread.start()
+  }
+
+  /** Why the connections of a gang have ended without the end of a rank, for the run's error. */
+  def endOfKeeper(gang: String): String = {
+    val end = try askAboutKeeper(gang, end = false) catch { case NonFatal(failure) =>
+      logWarning(s"the nursery cannot be asked about gang $gang", failure)
+      None
+    }
+    val status = end.fold(0)(_.int("status"))
+    end.map(_.string("words")).filter(_.nonEmpty) match {
+      case Some(words) => s"the process that watched over it, its keeper, has failed. This is a fault of sparkgap:\n$words"
+      case None if status < 0 => s"the process that watched over it died: its keeper ${killed(-status)}"
+      case None if status > 0 => s"the process that watched over it, its keeper, exited with status $status; its errors are in the executor's stderr"
+      case None => synchronized(lastEnd).fold("the process that watched over it, its keeper, has ended without a word")(ended =>
+        s"the process that watched over it died: the nursery of its executor $ended")
+    }
+  }
+
+  private def askAboutKeeper(gang: String, end: Boolean): Option[DynamicMessage] = {
+    val connection = open(Schema.build("OpenKeeper")("gang" -> gang, "end" -> end))
+    val deadline = deadlines.schedule((() => connection.close()): Runnable, AnswerSeconds, TimeUnit.SECONDS)
+    try connection.receive().collect { case Frame(FrameKind.KeeperEnd, body) => Schema.parse("KeeperEnd", body) } finally {
+      deadline.cancel(false)
+      connection.close()
+    }
+  }
+
+  private def killed(signal: Int): String = s"was killed by signal $signal from outside, as the kernel does when memory runs out"
 
   /** The socket appears some milliseconds after the process; connecting before that fails at once. */
   private def connect(channel: SocketChannel, path: Path): Unit = {
@@ -115,6 +157,7 @@ object Nursery extends Logging {
 
   /** One that has spoken was killed from outside and is started again at once; one that never spoke cannot work here, so the driver has to know. */
   private def ended(dead: Process, spoke: Boolean, status: Int): Unit = synchronized {
+    lastEnd = Some(if (status > 128) killed(status - 128) else s"ended with status $status")
     if (!stopped && (process eq dead)) {
       val what = s"the nursery process (${new Settings(SparkEnv.get.conf).python} -m sparkgap_server.nursery) ended with status $status"
       if (!spoke) report(NodeDown(context.executorID(), s"$what; its errors are in this executor's stderr"))
@@ -149,6 +192,8 @@ object FrameKind {
   val Schema = 17
   val ColumnBatch = 18
   val PredictedColumn = 19
+  val Refused = 20
+  val KeeperEnd = 21
 }
 
 final case class Frame(kind: Int, body: Array[Byte])

@@ -6,6 +6,7 @@ import java.util.concurrent.{LinkedBlockingQueue, TimeUnit}
 import java.util.concurrent.atomic.AtomicLong
 
 import scala.collection.mutable
+import scala.util.control.NonFatal
 
 import org.sparkproject.connect.protobuf.DynamicMessage
 
@@ -30,7 +31,7 @@ private sealed trait Signal
 private final case class ReadyToMeet(point: Array[Byte]) extends Signal
 private final case class RankFailure(failure: DynamicMessage) extends Signal
 private final case class RankEnded(rank: Int, exit: DynamicMessage, value: Option[Seq[Array[Byte]]]) extends Signal
-private final case class RankLost(rank: Int) extends Signal
+private final case class RankLost(rank: Int, how: String) extends Signal
 
 /** With one rank's keeper; `reader` ends when the keeper does. */
 private final case class Conversation(connection: NurseryConnection, reader: Thread)
@@ -46,6 +47,7 @@ private final class RankTask(gang: Gang, context: BarrierTaskContext) extends Au
   private val signals = new LinkedBlockingQueue[Signal]()
   private val conversations = mutable.ArrayBuffer.empty[Conversation]
   private val resultBytes = new AtomicLong()
+  private val LeaveMillis = 3500L // a keeper needs 2 s where a rank ignores SIGTERM
   private val GoneMillis = 5000L
   private var finished = false
 
@@ -68,31 +70,45 @@ private final class RankTask(gang: Gang, context: BarrierTaskContext) extends Au
     conversations.foreach(_.connection.finish())
   }
 
-  /** Ends the ranks and waits until they are gone: the task's slot and GPUs are nobody else's before. A keeper needs 2 s where a rank ignores SIGTERM. */
+  /** Ends the ranks and waits until they are gone: the task's slot and GPUs are nobody else's before. A keeper that does not end them, since it is
+    * stopped for example, is killed through the nursery. Spark may interrupt this thread at any moment, and it waits all the same. */
   override def close(): Unit = {
     finish()
-    val interrupted = Thread.interrupted() // a killed task's thread waits all the same
-    val deadline = System.nanoTime() + GoneMillis * 1000000L
-    try synchronized(conversations.toSeq).foreach { each =>
-      each.reader.join(math.max(1L, (deadline - System.nanoTime()) / 1000000L))
-      each.connection.close()
-    } finally if (interrupted) Thread.currentThread().interrupt()
+    val began = System.nanoTime()
+    val all = synchronized(conversations.toSeq)
+    val interrupted = Seq(
+      awaitAll(all, began + LeaveMillis * 1000000L),
+      all.exists(_.reader.isAlive) && { Nursery.endKeeper(gang.id); awaitAll(all, began + GoneMillis * 1000000L) }).contains(true)
+    all.foreach(each => try each.connection.close() catch { case NonFatal(_) => })
+    if (interrupted) Thread.currentThread().interrupt()
+  }
+
+  /** Whether this thread was interrupted meanwhile, or before. */
+  private def awaitAll(all: Seq[Conversation], deadline: Long): Boolean = {
+    var interrupted = Thread.interrupted()
+    all.foreach { each =>
+      while (each.reader.isAlive && System.nanoTime() < deadline)
+        try each.reader.join(math.max(1L, (deadline - System.nanoTime()) / 1000000L))
+        catch { case _: InterruptedException => interrupted = true }
+    }
+    interrupted
   }
 
   private def open(rank: Int): Unit = {
-    val connection = Nursery.open(Schema.build("OpenRank")("run_id" -> gang.run.id, "rank" -> rank))
+    val connection = Nursery.open(Schema.build("OpenRank")("run_id" -> gang.run.id, "rank" -> rank, "gang" -> gang.id))
     val reader = new Thread(() => read(rank, connection), s"sparkgap-${gang.run.id}-rank-$rank")
     reader.setDaemon(true)
     synchronized {
       conversations += Conversation(connection, reader)
       if (finished) connection.finish()
     }
-    connection.send(FrameKind.Placement, Schema.build("RankPlacement")("run_id" -> gang.run.id, "attempt" -> gang.attempt, "rank" -> rank,
+    val placement = Schema.build("RankPlacement")("run_id" -> gang.run.id, "attempt" -> gang.attempt, "rank" -> rank,
       "local_rank" -> (rank - firstRank), "world_size" -> gang.worldSize, "local_world_size" -> localRanks, "node_rank" -> context.partitionId(),
       "num_nodes" -> gang.tasks, "host" -> host, "gpus" -> gpus, "cpus" -> math.max(1, context.cpus() / localRanks),
       "max_result_bytes" -> gang.maxResultBytes, "python_path" -> gang.files.toSeq.flatMap(_.pythonPath), "max_failures" -> gang.maxFailures,
-      "session_conf" -> gang.sessionConf.toSeq.sorted.map { case (key, value) => Schema.build("Setting")("key" -> key, "value" -> value) }).toByteArray)
-    connection.send(FrameKind.TrainPlan, gang.plan)
+      "session_conf" -> gang.sessionConf.toSeq.sorted.map { case (key, value) => Schema.build("Setting")("key" -> key, "value" -> value) })
+    // The nursery may have refused already, and then says why in what the reader reads.
+    try connection.send(FrameKind.Placement, placement.toByteArray) catch { case _: java.io.IOException if !Thread.currentThread().isInterrupted => }
     reader.start()
   }
 
@@ -101,21 +117,31 @@ private final class RankTask(gang: Gang, context: BarrierTaskContext) extends Au
   /** One thread a rank: events go straight to the driver, what concerns the task goes to its queue. */
   private def read(rank: Int, connection: NurseryConnection): Unit = {
     val value = mutable.ArrayBuffer.empty[Array[Byte]]
+    val window = new Window(gang.windowBytes, () => rpc.ask(Flush))
     var returned = false
     var exited = false
     try Iterator.continually(if (exited) None else connection.receive()).takeWhile(_.isDefined).flatten.foreach {
-      case Frame(FrameKind.Event, event) => rpc.send(RankEvent(gang.run, gang.attempt, event, Kept.linesIn(event)))
+      case Frame(FrameKind.Event, event) =>
+        rpc.send(RankEvent(gang.run, gang.attempt, event, Kept.linesIn(event)))
+        window.sent(event.length)
+      case Frame(FrameKind.PlanWanted, _) => connection.send(FrameKind.TrainPlan, gang.plan)
       case Frame(FrameKind.Result, chunk) =>
         returned = true
         if (resultBytes.addAndGet(chunk.length) > gang.maxResultBytes) signals.put(RankFailure(failureOf(rank, gang.tooManyResultBytes)))
         else if (chunk.nonEmpty) value += chunk
       case Frame(FrameKind.Address, point) => signals.put(ReadyToMeet(point))
       case Frame(FrameKind.Failure, failure) => signals.put(RankFailure(Schema.parse("RankFailure", failure)))
+      case Frame(FrameKind.Refused, refusal) =>
+        exited = true
+        signals.put(RankLost(rank, s"the executor's nursery could not start it: ${Schema.parse("Refused", refusal).string("message")}"))
       case Frame(FrameKind.Exit, exit) =>
         exited = true
         signals.put(RankEnded(rank, Schema.parse("RankExit", exit), Option.when(returned)(value.toSeq)))
       case Frame(kind, _) => throw new SparkException(s"a rank sent a frame of unknown kind $kind")
-    } finally if (!exited) signals.put(RankLost(rank))
+    } catch { case NonFatal(problem) =>
+      exited = true
+      signals.put(RankLost(rank, s"its task could not go on: $problem"))
+    } finally if (!exited) signals.put(RankLost(rank, if (synchronized(finished)) "its task has ended" else Nursery.endOfKeeper(gang.id)))
   }
 
   /** Rank 0 listens first and keeps its socket; every task learns from the driver where. */
@@ -136,17 +162,18 @@ private final class RankTask(gang: Gang, context: BarrierTaskContext) extends Au
         pause = math.min(pause * 2, 50L)
       }
     }
-    synchronized(conversations.toSeq).foreach(_.connection.send(FrameKind.MeetingPoint, point))
+    // To a rank that has ended already, its end says more than this failure would.
+    synchronized(conversations.toSeq).foreach(each => try each.connection.send(FrameKind.MeetingPoint, point) catch { case _: java.io.IOException if
+      !Thread.currentThread().isInterrupted => })
   }
 
   private def handle(signal: Signal): Unit = signal match {
     case RankFailure(failure) => fail(failure.copy("host" -> host))
     case RankEnded(rank, exit, value) if exit.int("status") != 0 || value.isEmpty => fail(endedEarly(rank, exit))
     case RankEnded(_, _, _) | ReadyToMeet(_) => // of no consequence here: only the last ranks' ends are waited for
-    case RankLost(rank) =>
+    case RankLost(rank, how) =>
       context.killTaskIfInterrupted()
-      fail(failureOf(rank, "the process that watched over it died: the nursery of its executor or the rank's keeper was killed from outside, " +
-        "as the kernel does when memory runs out"))
+      fail(failureOf(rank, how))
   }
 
   private def endedEarly(rank: Int, exit: DynamicMessage): DynamicMessage = {
@@ -178,5 +205,15 @@ private final class RankTask(gang: Gang, context: BarrierTaskContext) extends Au
       case _ =>
     }
     throw new SparkException(s"rank ${failure.int("rank")} failed: ${failure.string("exception")} ${failure.string("message")}")
+  }
+}
+
+/** Bounds what one rank has under way to the driver, whose inbox has no bound of its own: after so many bytes the sender waits until all is taken. */
+private final class Window(bytes: Long, awaitTaken: () => Unit) {
+  private var open = 0L
+
+  def sent(count: Int): Unit = {
+    open += count
+    if (open > bytes) { awaitTaken(); open = 0L }
   }
 }

@@ -2,6 +2,8 @@
 // read it. Runs.scala keeps them.
 package org.apache.spark.sql.connect.sparkgap
 
+import java.util.UUID
+
 import scala.collection.mutable
 import scala.util.control.NonFatal
 
@@ -123,7 +125,7 @@ final class Run(plan: RunPlan, queue: RunQueue, ticket: Ticket, maxEventBytes: L
     writing.foreach(_.awaitRecorded(RecordMillis))
     try while (!ended) try {
       queue.await(ticket, over = cancelReason.isDefined)
-      runGang(sc, gang.copy(attempt = attempt))
+      runGang(sc, gang.copy(id = UUID.randomUUID().toString, attempt = attempt))
     } catch { case NonFatal(failure) => afterwards(sc, failure) }
     catch { case fatal: Throwable => end(RunState.Failed, fatal.toString, Nil); throw fatal }
     finally queue.leave(ticket)

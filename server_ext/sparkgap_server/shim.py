@@ -74,7 +74,9 @@ def build_jar(output: Path) -> None:
         # The class path is 300 files long: an argument file keeps it out of the process list.
         arguments = Path(folder, "arguments")
         arguments.write_text("\n".join(["-nowarn", "-classpath", classpath, "-d", str(classes), *map(str, _sources())]))
-        command = [str(find_java()), "-cp", f"{spark_home()}/jars/*", "scala.tools.nsc.Main", f"@{arguments}"]
+        # The compiler runs once and for seconds, so the JVM's best compiler and its parallel collector only cost it time.
+        quick = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xms1g"]
+        command = [str(find_java()), *quick, "-cp", f"{spark_home()}/jars/*", "scala.tools.nsc.Main", f"@{arguments}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
         if done.returncode != 0:
             raise ShimFailed(f"the Scala compiler ended with status {done.returncode}:\n{done.stdout}{done.stderr}")
