@@ -70,6 +70,7 @@ class Rank:
     """What one rank has said so far."""
 
     connection: socket.socket
+    plan: plan_pb2.TrainPlan
     lines: list[str] = field(default_factory=list)
     dropped: int = 0
     metrics: list[run_pb2.Metrics] = field(default_factory=list)
@@ -92,6 +93,8 @@ class Rank:
     def take(self, frame: wire.Frame) -> None:
         if frame.kind == pb.REFUSED:
             self.refused = pb.Refused.FromString(frame.body).message
+        elif frame.kind == pb.PLAN_WANTED:
+            wire.send(self.connection, pb.TRAIN_PLAN, self.plan)
         elif frame.kind == pb.ADDRESS:
             wire.send(self.connection, pb.MEETING_POINT, frame.body)
         elif frame.kind == pb.EVENT:
@@ -131,13 +134,11 @@ def start_plan(
     connection = connection or nursery.connect()
     wire.send(connection, pb.OPEN, pb.Open(rank=pb.OpenRank(run_id="r", gang=gang or uuid4().hex)))
     message = pb.RankPlacement(**{**place, "max_result_bytes": 64 << 20, **placement})
-    rank = Rank(connection)
+    rank = Rank(connection, plan)
     try:
         wire.send(connection, pb.PLACEMENT, message)
-        frame = wire.receive(connection)
-        if frame is not None and frame.kind == pb.PLAN_WANTED:
-            wire.send(connection, pb.TRAIN_PLAN, plan)
-        elif frame is not None:
+        frame = wire.receive(connection) if gang is None else None
+        if frame is not None:
             rank.take(frame)
     except (BrokenPipeError, ConnectionResetError):
         pass  # refused, which the next frame says

@@ -7,42 +7,24 @@ The nursery runs no operator and makes no CUDA call and has one thread: a fork o
 from __future__ import annotations
 
 import errno
-import gc
-import importlib
 import os
 import shutil
 import signal
 import socket
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
 from sparkgap_protos.v1 import node_pb2 as pb
 
 from sparkgap_server import processes, wire
-from sparkgap_server.nursery import keeper, pages
+from sparkgap_server.nursery import keeper, preload
 from sparkgap_server.nursery.loop import READ, Loop
 from sparkgap_server.predict import host
-
-#: Imported before the first connection is served; a cluster for inference only may lack some.
-ESSENTIAL = (
-    "numpy",
-    "pyarrow",
-    "pyspark.cloudpickle",
-    "pyspark.sql.types",
-    "pyspark.sql.pandas.types",
-    "torch",
-    "torch.distributed",
-)
-
-#: Imported one by one while nobody waits: the first step of an optimizer loads torch._dynamo, 1 to 2 s in each rank otherwise.
-EXTRA = ("torch.nn.parallel", "torch._dynamo", "torch.utils.data.distributed")
 
 _HEADER_SECONDS = 10.0
 _END_SECONDS = 4.0
@@ -82,7 +64,6 @@ class Nursery:
         self._ends: dict[str, pb.KeeperEnd] = {}  # by gang, of keepers that did not end well
         self._questions: list[tuple[str, socket.socket]] = []
         self._ending = False
-        self._chores: deque[Callable[[], None]] = deque()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._spare = os.open(os.devnull, os.O_RDONLY)
         self._descriptors = processes.allow_descriptors()
@@ -92,22 +73,17 @@ class Nursery:
         """Serve until standard input ends or SIGTERM arrives, then end every child and remove the folder."""
         processes.adopt_orphans()
         self._open()
-        for module in ESSENTIAL:
-            _import(module)
-        gc.freeze()
-        self._chores.extend(partial(_import, module) for module in EXTRA)
-        self._chores.append(self._settle)
+        preload.essential()
+        chores = preload.chores()  # for as long as nobody waits
+        chore = next(chores, None)
         try:
             while not self._ending:
-                self._turn()
+                busy = self._turn(0 if chore else 1.0)
+                if chore and not busy:
+                    chore()
+                    chore = next(chores, None)
         finally:
             self._end()
-
-    def _settle(self) -> None:
-        """All is imported: from here on each fork copies these pages, or rather what points to them."""
-        gc.collect()
-        gc.freeze()
-        self._chores.extend(pages.collapse())
 
     def _open(self) -> None:
         # Bound under another name first: the socket's appearance says that connections are queued from now on.
@@ -129,13 +105,12 @@ class Nursery:
         self._loop.watch(reading, READ, lambda _: self._reap(reading))
         self._loop.watch(0, READ, lambda _: self._executor_spoke())
 
-    def _turn(self) -> None:
-        busy = self._loop.turn(0 if self._chores else 1.0)
+    def _turn(self, patience: float) -> bool:
+        busy = self._loop.turn(patience)
         now = time.monotonic()
         for connection in [each for each, deadline in self._greetings.items() if deadline < now]:
             self._forget(connection).close()
-        if not busy and self._chores:
-            self._chores.popleft()()
+        return busy
 
     def _stop(self) -> None:
         self._ending = True
@@ -321,13 +296,6 @@ class Nursery:
                 time.sleep(0.01)  # SIGCHLD has no deadline; the keepers bring their ranks to an end meanwhile
         processes.kill_descendants()
         shutil.rmtree(self._settings.folder, ignore_errors=True)
-
-
-def _import(module: str) -> None:
-    try:
-        importlib.import_module(module)
-    except ImportError as problem:
-        _say(f"{module} cannot be imported here: {problem}")
 
 
 def _become(body: Callable[[], int], parent: int | None, keep: Iterable[int]) -> None:
