@@ -25,13 +25,16 @@ class Loop:
         self._selector = selectors.DefaultSelector()
 
     def watch(self, file: File, events: int, callback: Callback) -> None:
-        """Call back with the events that are ready, from now on and instead of what was watched of this file before; 0 is none."""
+        """Call back with the events that are ready, from now on and instead of what was watched of this file before; 0 is none.
+
+        The callback is one object for as long as the file is watched, and for no other file: it tells them apart.
+        """
         known = self._selector.get_map().get(file)
         if known is None and events:
             self._selector.register(file, events, callback)
         elif known is not None and not events:
             self._selector.unregister(file)  # epoll reports a hang-up of a file that nothing is asked of, too
-        elif known is not None and (known.events, known.data) != (events, callback):
+        elif known is not None and known.events != events:
             self._selector.modify(file, events, callback)
 
     def forget(self, file: File) -> None:
@@ -44,6 +47,8 @@ class Loop:
         ready = self._selector.select(patience)
         for key, mask in ready:
             now = self._selector.get_map().get(key.fd)
-            if now is not None and now.fileobj is key.fileobj and mask & now.events:
+            if (
+                now is not None and now.data is key.data and mask & now.events
+            ):  # the number may be another file's by now
                 now.data(mask & now.events)
         return bool(ready)
