@@ -4,7 +4,7 @@ VENV := .venv
 THIN := .venv-thin
 BIN := $(VENV)/bin
 
-.PHONY: demo test check cluster-demo protos bench clean
+.PHONY: demo test check cluster-demo protos bench stress clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python client/examples/digits.py
@@ -24,6 +24,10 @@ cluster-demo: $(VENV)/.ready
 bench: $(VENV)/.ready
 	$(BIN)/python tests/bench/launch.py
 	$(BIN)/python -W ignore tests/bench/inference.py
+
+# Ten minutes of mixed runs and predictions beside two busy processes; SEED= repeats one.
+stress: $(VENV)/.ready
+	$(BIN)/python -W ignore tests/stress/stress.py $(if $(SEED),--seed $(SEED))
 
 protos: $(VENV)/.ready
 	cd protos && ../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. sparkgap_protos/v1/*.proto

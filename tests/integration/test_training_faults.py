@@ -5,6 +5,7 @@ Every time the error says what happened, and no process is left.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import os
@@ -12,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -44,7 +46,13 @@ def nothing_left(sparkgap_server, eventually):
     before = {*jvm.children(recursive=True)}
     yield
     eventually(
-        lambda: not [each for each in jvm.children(recursive=True) if each not in before and not is_nursery(each)],
+        lambda: (
+            not [
+                each
+                for each in jvm.children(recursive=True)
+                if each not in before and runs(each) and not is_nursery(each)
+            ]
+        ),
         GONE_SECONDS,
         "the server has no further process",
     )
@@ -543,10 +551,61 @@ def test_a_killed_keeper_is_a_clear_error_and_the_next_run_works(cpu, gone):
     processes = processes_of(run, 6)
     ranks = [each for each in processes if "sparkgap_server.nursery" in each.cmdline()]
     ranks[0].parent().kill()
-    with pytest.raises(TrainingError, match=r"the process that watched over it died: .* the rank's keeper"):
+    with pytest.raises(TrainingError, match=r"its keeper was killed by signal 9 from outside"):
         run.result(timeout=10)
     gone(processes)
     assert cpu(2).run(lambda: "still here") == "still here"
+
+
+def test_a_rank_whose_keeper_is_frozen_ends_with_its_run(cpu, gone):
+    run = cpu(2).submit(tell_pids_and(have_children))
+    processes = processes_of(run, 6)
+    keeper = next(each.parent() for each in processes if is_nursery(each.parent().parent()))
+    keeper.suspend()
+    run.cancel()
+    gone([keeper, *processes])
+    assert run.wait(timeout=20)
+    assert run.status == "CANCELLED"
+
+
+def test_a_task_that_spark_kills_while_it_closes_keeps_its_slot_until_its_rank_is_gone(cpu, tmp_path, sparkgap_server):
+    """Spark kills the gang's other tasks when the first one fails; by then the second has failed by itself and waits for its rank."""
+
+    def fail(folder):
+        rank = int(os.environ["RANK"])
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        Path(folder, str(os.getpid())).touch()
+        await_file(Path(folder, "meet"))
+        time.sleep(0.35 * rank)
+        threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+        try:
+            raise ValueError(f"rank {rank}")
+        finally:
+            atexit.register(time.sleep, 1000)
+
+    def alive(folder):
+        return [
+            pid
+            for pid in map(int, (each.name for each in Path(folder).iterdir() if each.name.isdigit()))
+            if Path(f"/proc/{pid}").exists()
+        ]
+
+    jvm = psutil.Process(sparkgap_server.pid)
+    sockets = []
+    for attempt in range(4):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        run = cpu(2, local_mode=False).submit(fail, str(folder))
+        eventually_two = time.monotonic() + 60
+        while len([*folder.iterdir()]) < 2:
+            assert time.monotonic() < eventually_two
+            time.sleep(0.01)
+        (folder / "meet").touch()
+        assert "ValueError: rank" in str(run.exception(timeout=60))
+        # A gang of all slots starts when the last of them is free.
+        assert cpu(4, local_mode=False, results="all").run(alive, str(folder)) == [[], [], [], []]
+        sockets.append(len([each for each in jvm.net_connections("unix")]))
+    assert sockets[-1] <= sockets[0] + 1, f"sockets of the server after each run: {sockets}"
 
 
 @pytest.mark.timeout(180)  # starts a server
