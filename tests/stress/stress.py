@@ -11,6 +11,7 @@ The seed that it prints repeats the same actions for each client; their interlea
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from statistics import mean
 
@@ -126,7 +127,14 @@ def main() -> int:
     actions.by_value()
     conf = {"spark.driver.memory": "1g", "spark.sparkgap.events.maxBytes": "4m", "spark.sparkgap.runs.keptBytes": "64m"}
     seen: list[Vitals] = []
-    with LocalServer("local[4]", conf=conf, start_timeout=180) as server, busy(options.busy):
+    shown = sys.stdout
+    with (
+        LocalServer("local[4]", conf=conf, start_timeout=180) as server,
+        busy(options.busy),
+        open(os.devnull, "w") as nowhere,
+        redirect_stdout(nowhere),  # what ranks print, and what `run` says while it waits
+        redirect_stderr(nowhere),
+    ):
         shares = (options.runs // options.clients, options.predictions // options.clients)
         clients = [Client(server.url, number, options.seed, shares) for number in range(options.clients)]
         began = time.monotonic()

@@ -13,7 +13,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Vitals:
-    """At one quiet moment. Memory in MiB: resident of the JVM, and of the nursery without what it shares."""
+    """At one quiet moment. Memory is resident, in MiB."""
 
     jvm_descriptors: int
     jvm_threads: int
@@ -47,7 +47,7 @@ def at_rest(pid: int, folder: Path, seconds: float = 20) -> Vitals:
         jvm.num_threads(),
         jvm.memory_info().rss // MIB,
         nursery.num_fds(),
-        nursery.memory_full_info().uss // MIB,
+        nursery.memory_info().rss // MIB,
         len(ranks),
         len(folders),
     )
