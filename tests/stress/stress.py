@@ -150,9 +150,8 @@ def main() -> int:
             seen.append(vitals.at_rest(server.pid, server.log.parent))
             done = sum((client.done for client in clients), Counter[str]())
             wrong = [each for client in clients for each in client.wrong]
-            print(
-                f"{time.monotonic() - began:4.0f} s, {done.total()} actions, {len(wrong)} wrong: {seen[-1]}", flush=True
-            )
+            spent = time.monotonic() - began
+            print(f"{spent:4.0f} s, {done.total()} actions, {len(wrong)} wrong: {seen[-1]}", file=shown, flush=True)
         for client in clients:
             client.join()
         family = psutil.Process(server.pid).children(recursive=True)
