@@ -5,11 +5,12 @@ shared, so the ratios count, not the seconds:
 
     launch   2 ranks, function and script: sparkgap in a session that has run before and in a fresh one, pyspark's TorchDistributor, torchrun
     ranks    1, 2, 4 and 8 ranks: sparkgap and torchrun, with --peers-all pyspark too
+    growth   1 to 128 ranks of one task that return at once, against torchrun as far as it goes; draws launch.png
     cold     the first run on a server, and in a session of pyspark, that have just started
     report   what a call of sparkgap.training.report costs in a rank
     logs     how fast ranks print, and what of it the client sees
 
-    python tests/bench/launch.py [--rounds 5] [--only launch] [--peers-all] [--json FILE]
+    python tests/bench/launch.py [--rounds 5] [--only launch] [--peers-all] [--against PYTHON] [--json FILE]
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import launch_growth
 import launch_output
 from launch_ways import (
     MOST_ROUNDS,
@@ -85,6 +87,11 @@ def ranks(options: argparse.Namespace) -> dict[str, Rounds]:
     return found
 
 
+def growth(options: argparse.Namespace) -> Any:
+    rounds = min(options.rounds, MOST_ROUNDS)
+    return launch_growth.growth(rounds, options.against, Path(__file__).with_name("launch.png"))
+
+
 def cold(options: argparse.Namespace) -> Rounds:
     def ours() -> Times:
         with server() as started, session(started.url) as spark:
@@ -108,7 +115,7 @@ def logs(options: argparse.Namespace) -> Any:
     return launch_output.logs(options.rounds)
 
 
-SECTIONS = {section.__name__: section for section in (launch, ranks, cold, report, logs)}
+SECTIONS = {section.__name__: section for section in (launch, ranks, growth, cold, report, logs)}
 
 
 def in_turn(what: str, ways: Mapping[str, Launch], rounds: int) -> Rounds:
@@ -138,6 +145,9 @@ def main() -> None:
     parser.add_argument("--only", choices=SECTIONS, action="append", metavar="NAME", help="a section; may be repeated")
     parser.add_argument(
         "--peers-all", action="store_true", help="pyspark in the section ranks too, 10 to 70 s a launch"
+    )
+    parser.add_argument(
+        "--against", metavar="PYTHON", help="of another checkout's environment, timed in the section growth too"
     )
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
