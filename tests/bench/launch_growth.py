@@ -122,8 +122,8 @@ def growth(rounds: int, against: str | None, picture: Path) -> Points:
         for size in WORLD_SIZES:
             found: dict[str, list[Times]] = {name: [] for name in ways if name != TORCHRUN or size in TORCHRUN_SIZES}
             for _ in range(rounds):
-                for name in found:
-                    found[name].append(ways[name](size))
+                for name, times in found.items():
+                    times.append(ways[name](size))
             for name, times in found.items():
                 points[name][size] = times
             print(f"{size:>6}" + "".join(_cells(found[name], found[HERE]) for name in found), flush=True)
