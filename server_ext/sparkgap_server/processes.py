@@ -6,6 +6,7 @@ import ctypes
 import os
 import random
 import signal
+import sys
 from collections.abc import Iterable
 
 import psutil
@@ -44,16 +45,19 @@ def begin_child(parent: int | None, keep: Iterable[int]) -> None:
         os.closerange(low, descriptor)
         low = descriptor + 1
     os.closerange(low, os.sysconf("SC_OPEN_MAX"))
+    _reseed()
+
+
+def _reseed() -> None:
+    """New states for the generators that the fork has copied: without them all ranks and models of a nursery would draw the same numbers.
+
+    What is not imported yet seeds itself from the system when it is: torch's generators of a GPU too, which do not exist before the GPU is used.
+    """
     random.seed()
-    _reseed_numpy()
-
-
-def _reseed_numpy() -> None:
-    try:
-        import numpy
-    except ImportError:
-        return
-    numpy.random.seed()
+    if (numpy_random := sys.modules.get("numpy.random")) is not None:
+        numpy_random.seed()
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.default_generator.seed()  # 4 µs; torch.seed() looks for devices besides
 
 
 def has_children() -> bool:

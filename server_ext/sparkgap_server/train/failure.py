@@ -85,9 +85,7 @@ def _user_part(trace: TracebackType | None) -> TracebackType | None:
     """Without the frames of this package at its top; all of it where there are no others."""
     here = os.path.dirname(os.path.dirname(__file__))
     part = trace
-    while part is not None and (
-        part.tb_frame.f_code.co_filename.startswith(here) or "runpy" in part.tb_frame.f_code.co_filename
-    ):
+    while part is not None and part.tb_frame.f_code.co_filename.startswith(here):
         part = part.tb_next
     return part or trace
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import runpy
 import socket
 import sys
 import time
@@ -21,7 +20,7 @@ from sparkgap_protos import codec, places, reporting
 from sparkgap_protos.v1 import node_pb2 as pb
 from sparkgap_protos.v1 import plan_pb2, run_pb2
 
-from sparkgap_server import sources, wire
+from sparkgap_server import program, sources, wire
 from sparkgap_server.train import environment, exits
 from sparkgap_server.train.failure import Unopenable, describe
 from sparkgap_server.train.groups import keep_groups
@@ -61,12 +60,13 @@ def run(task: RankTask, channel: socket.socket) -> int:
 def _run(task: RankTask, channel: socket.socket) -> int:
     placement = task.placement
     environment.apply(placement)
+    sent = program.begin(task.private, [task.plan.name])
     keep_groups()
     _use_session_files(list(placement.python_path))
     store = listen(placement) if placement.rank == 0 else None
     if store is not None:
         wire.send(channel, pb.ADDRESS, pb.MeetingPoint(host=placement.host, port=store.port))
-    body = _body(task)
+    body = _body(task.plan, sent)
     answer = wire.receive(channel)
     if answer is None:
         return 1  # the keeper is gone
@@ -99,31 +99,31 @@ def _use_session_files(python_path: list[str]) -> None:
     SparkFiles._is_running_on_worker = True
 
 
-def _body(task: RankTask) -> Callable[[], Any]:
-    if task.plan.WhichOneof("body") == "script":
-        return _script(task.plan.script, task.private)
+def _body(plan: plan_pb2.TrainPlan, sent: Path) -> Callable[[], Any]:
+    if plan.WhichOneof("body") == "script":
+        return _script(plan.script, sent)
     try:
-        sources.install(task.plan.function.modules, task.private, task.plan.function.files)
-        function, args, kwargs = codec.unpack(task.plan.function)
+        sources.install(plan.function.modules, sent, plan.function.files)
+        function, args, kwargs = codec.unpack(plan.function)
     except Exception as error:
         raise Unopenable(error) from error
     return lambda: function(*args, **kwargs)
 
 
-def _script(script: plan_pb2.Script, private: Path) -> Callable[[], None]:
-    path = private / Path(places.of_file(script.name)).name
+def _script(script: plan_pb2.Script, sent: Path) -> Callable[[], None]:
+    path = sent / Path(places.of_file(script.name)).name
     is_folder = not script.source and any(file.path == "__main__.py" for file in script.files)
-    folder = path if is_folder else private
+    folder = path if is_folder else sent
     sources.install(script.modules, folder, script.files)
     if not is_folder:
         path.write_bytes(script.source)
 
     def run_script() -> None:
-        sys.argv = [str(path), *script.arguments]
+        program.use_arguments([str(path), *script.arguments])
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
         try:
-            runpy.run_path(str(path), run_name="__main__")
+            program.run(path)
         except SystemExit as end:
             if exits.status_of(end):
                 raise
