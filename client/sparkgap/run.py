@@ -96,7 +96,10 @@ class Run:
 
     @property
     def notice(self) -> str:
-        """What the run has to do without, for example its record on the server's disk, as of the last answer; empty if all is well."""
+        """What the run has to do without, as of the last answer; empty if all is well.
+
+        Its record on the server's disk, files that its ranks left in their working directories, threads that were not awaited.
+        """
         return self._last.notice
 
     @property

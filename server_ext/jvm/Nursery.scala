@@ -149,6 +149,7 @@ object FrameKind {
   val Schema = 17
   val ColumnBatch = 18
   val PredictedColumn = 19
+  val Notice = 30
 }
 
 final case class Frame(kind: Int, body: Array[Byte])

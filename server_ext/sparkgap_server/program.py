@@ -66,7 +66,7 @@ def run(path: Path) -> None:
         main.__dict__["__cached__"] = None
     code = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
     _become(main)
-    exec(code, main.__dict__)
+    exec(code, main.__dict__)  # noqa: S102  # what the user sent is to run
 
 
 def _become(main: ModuleType) -> None:

@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sparkgap_protos.v1 import node_pb2 as pb
@@ -22,7 +22,7 @@ from sparkgap_protos.v1 import plan_pb2, run_pb2
 
 from sparkgap_server import processes, wire
 from sparkgap_server.nursery.lines import LineCollector
-from sparkgap_server.train import rank
+from sparkgap_server.train import leftovers, rank
 from sparkgap_server.train.failure import describe
 
 _PLAN_SECONDS = 60.0
@@ -128,12 +128,18 @@ class _Keeper:
                 None, self._task
             ):  # it has left by os._exit(0), which is success as of any other program
                 self._queue(wire.encode(pb.RESULT, chunk))
-        if not self._nursery_gone:  # without this frame the task knows that the rank did not end by itself
-            exit_ = pb.RankExit(status=self._status, pid=self._pid, last_lines=list(self._last_lines)[-_LAST_LINES:])
-            self._queue(wire.encode(pb.EXIT, exit_))
-        self._connection.settimeout(_PLAN_SECONDS)
+        for frame in self._farewell():
+            self._queue(frame)
+        self._connection.settimeout(_PLAN_SECONDS if not self._task_gone else _TERM_SECONDS)
+        self._task_gone = False  # one that has said its last word may still listen
         while self._outgoing and not self._task_gone:
             self._flush()
+
+    def _farewell(self) -> Iterator[bytes]:
+        yield from leftovers.frames(self._placement, self._task.private)
+        if not self._nursery_gone:  # without this frame the task knows that the rank did not end by itself
+            exit_ = pb.RankExit(status=self._status, pid=self._pid, last_lines=list(self._last_lines)[-_LAST_LINES:])
+            yield wire.encode(pb.EXIT, exit_)
 
     def _patience(self) -> float | None:
         return None if self._kill_at is None else max(0.0, self._kill_at - time.monotonic())

@@ -45,16 +45,19 @@ class RankTask:
 
 def run(task: RankTask, channel: socket.socket) -> int:
     """Run the rank to its end and return its exit status; every way out has been told to the keeper before."""
-    owner = os.getpid()
-    try:
-        status = _run(task, channel)
-    except BaseException as error:
-        if os.getpid() != owner:  # a process that user code forked; its end is told to nobody, as below
-            return _print_end(error)
-        status = _fail(task, channel, error)
+    status = _told(task, channel, os.getpid(), lambda: _run(task, channel))
     channel.close()
     atexit._run_exitfuncs()  # os._exit, which ends a forked child, skips them
     return status
+
+
+def _told(task: RankTask, channel: socket.socket, owner: int, act: Callable[[], int]) -> int:
+    try:
+        return act()
+    except BaseException as error:
+        if os.getpid() != owner:  # a process that user code forked; its end is told to nobody, as below
+            return _print_end(error)
+        return _fail(task, channel, error)
 
 
 def _run(task: RankTask, channel: socket.socket) -> int:
@@ -71,21 +74,43 @@ def _run(task: RankTask, channel: socket.socket) -> int:
     if answer is None:
         return 1  # the keeper is gone
     environment.meet(pb.MeetingPoint.FromString(answer.body))
-    started = run_pb2.RankStarted(host=socket.gethostname(), pid=os.getpid())
+    owner = os.getpid()
+    limit = placement.thread_seconds if placement.HasField("thread_seconds") else None
+    started = run_pb2.RankStarted(host=socket.gethostname(), pid=owner)
     wire.send(channel, pb.EVENT, _event(placement, started=started))
     reporting.context = reporting.RankContext(
         attempt=placement.attempt, session_conf={each.key: each.value for each in placement.session_conf}
     )
     reporting.sink = reporter = Reporter(placement, channel)
+
+    def deliver(value: Any, notice: str = "") -> int:
+        reporter.finish()
+        if os.getpid() != owner:
+            return 0  # a process that user code forked has come back from it too; it must not write into the channel
+        if notice:
+            wire.send(channel, pb.NOTICE, pb.RankNotice(rank=placement.rank, text=notice))
+        for chunk in result(value, task):
+            wire.send(channel, pb.RESULT, chunk)
+        return 0
+
+    def deliver_without(names: str) -> None:
+        """The value of hours of training weighs more than the threads that it did not wait for."""
+        notice = (
+            f"returned and waited {limit:g} s (spark.sparkgap.threads.timeout) in vain for {names}: "
+            "what they had still to write may be missing"
+        )
+        status = _told(task, channel, owner, lambda: deliver(value, notice))
+        channel.close()
+        exits.leave(status)
+
     try:
         value = body()
-    finally:
+        if task.plan.WhichOneof("body") == "function":
+            exits.await_others(limit, deliver_without)  # one may still write a checkpoint
+    except BaseException:
         reporter.finish()
-    if started.pid != os.getpid():
-        return 0  # a process that user code forked has come back from it too; it must not write into the channel
-    for chunk in result(value, task):
-        wire.send(channel, pb.RESULT, chunk)
-    return 0
+        raise
+    return deliver(value)
 
 
 def _use_session_files(python_path: list[str]) -> None:
@@ -127,7 +152,7 @@ def _script(script: plan_pb2.Script, sent: Path) -> Callable[[], None]:
         except SystemExit as end:
             if exits.status_of(end):
                 raise
-        exits.finish()  # before the run has succeeded: a thread may still write a checkpoint
+        exits.finish()
 
     return run_script
 
@@ -152,7 +177,7 @@ def result(value: Any, task: RankTask) -> Iterator[bytes]:
 
 def _fail(task: RankTask, channel: socket.socket, error: BaseException) -> int:
     failure = describe(error, task.placement)
-    _print(exits.last_words(error, failure.traceback))
+    exits.say(exits.last_words(error, failure.traceback))
     try:
         wire.send(channel, pb.FAILURE, failure)
     except OSError:
@@ -161,16 +186,8 @@ def _fail(task: RankTask, channel: socket.socket, error: BaseException) -> int:
 
 
 def _print_end(error: BaseException) -> int:
-    _print(exits.last_words(error, "".join(traceback.format_exception(error))))
+    exits.say(exits.last_words(error, "".join(traceback.format_exception(error))))
     return exits.status_of(error)
-
-
-def _print(text: str) -> None:
-    try:
-        sys.stderr.write(text)
-        sys.stderr.flush()
-    except Exception:
-        return  # user code has closed or replaced the stream; the failure itself goes another way
 
 
 def _event(placement: pb.RankPlacement, **kind: Any) -> run_pb2.RunEvent:
