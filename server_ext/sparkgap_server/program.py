@@ -38,7 +38,7 @@ def begin(private: Path, arguments: Sequence[str]) -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
     os.chdir(private / WORK)
     if (process := sys.modules.get("multiprocessing.process")) is not None:
-        process.ORIGINAL_DIR = str(private / WORK)  # spawned children start there
+        process.ORIGINAL_DIR = str(private / WORK)  # type: ignore[attr-defined]  # spawned children start there
     use_arguments(arguments)
     _become(ModuleType("__main__"))
     return private / SENT
