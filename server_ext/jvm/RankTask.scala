@@ -90,7 +90,8 @@ private final class RankTask(gang: Gang, context: BarrierTaskContext) extends Au
     connection.send(FrameKind.Placement, Schema.build("RankPlacement")("run_id" -> gang.run.id, "attempt" -> gang.attempt, "rank" -> rank,
       "local_rank" -> (rank - firstRank), "world_size" -> gang.worldSize, "local_world_size" -> localRanks, "node_rank" -> context.partitionId(),
       "num_nodes" -> gang.tasks, "host" -> host, "gpus" -> gpus, "cpus" -> math.max(1, context.cpus() / localRanks),
-      "thread_seconds" -> gang.threadSeconds, "max_result_bytes" -> gang.maxResultBytes, "python_path" -> gang.files.toSeq.flatMap(_.pythonPath), "max_failures" -> gang.maxFailures,
+      "max_result_bytes" -> gang.maxResultBytes, "python_path" -> gang.files.toSeq.flatMap(_.pythonPath), "max_failures" -> gang.maxFailures,
+      "thread_seconds" -> gang.threadSeconds,
       "session_conf" -> gang.sessionConf.toSeq.sorted.map { case (key, value) => Schema.build("Setting")("key" -> key, "value" -> value) }).toByteArray)
     connection.send(FrameKind.TrainPlan, gang.plan)
     reader.start()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nursery_client import NurseryProcess, Rank, start_plan, start_rank
+from nursery_client import NurseryProcess, Rank, gone, start_plan, start_rank
 from sparkgap_protos.v1 import plan_pb2
 from sparkgap_server.train.leftovers import found
 
@@ -310,6 +310,22 @@ def test_the_value_counts_although_a_thread_never_ends(nursery: NurseryProcess) 
     assert " in wait_for_a_lock)" in notice.text
     assert "thread 'writer' still runs:" in rank.lines
     assert any("wait_for_a_lock" in line for line in rank.lines)
+
+
+def test_the_value_counts_although_a_child_process_never_ends(nursery: NurseryProcess) -> None:
+    def train() -> Any:
+        import multiprocessing
+        import time
+
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,), name="saver")
+        child.start()
+        return child.pid
+
+    rank = start_rank(nursery, train, thread_seconds=0).to_end()
+    assert rank.exit is not None
+    assert rank.exit.status == 0
+    assert f" in vain for process 'saver' ({rank.result()}): " in rank.notices[0].text
+    assert gone(rank.result())
 
 
 def test_a_value_that_cannot_be_pickled_fails_the_rank_after_the_wait_too(nursery: NurseryProcess) -> None:

@@ -76,7 +76,9 @@ def finish() -> None:
 
 
 def leave(status: int) -> None:
-    """End the process from whatever thread, with its exit handlers and all that it has printed."""
+    """End the process from whatever thread, with its exit handlers, which must not wait for children again, and all that it has printed."""
+    for child in _children():
+        child.kill()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         try:

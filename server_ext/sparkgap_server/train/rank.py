@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,9 @@ class RankTask:
 
 def run(task: RankTask, channel: socket.socket) -> int:
     """Run the rank to its end and return its exit status; every way out has been told to the keeper before."""
-    status = _told(task, channel, os.getpid(), lambda: _run(task, channel))
-    channel.close()
+    owner = os.getpid()
+    status = _told(task, channel, owner, lambda: _run(task, channel))
+    _close(channel, owner)
     atexit._run_exitfuncs()  # os._exit, which ends a forked child, skips them
     return status
 
@@ -100,7 +102,7 @@ def _run(task: RankTask, channel: socket.socket) -> int:
             "what they had still to write may be missing"
         )
         status = _told(task, channel, owner, lambda: deliver(value, notice))
-        channel.close()
+        _close(channel, owner)
         exits.leave(status)
 
     try:
@@ -111,6 +113,14 @@ def _run(task: RankTask, channel: socket.socket) -> int:
         reporter.finish()
         raise
     return deliver(value)
+
+
+def _close(channel: socket.socket, owner: int) -> None:
+    """Also for the copies in processes that user code forked: the keeper has to hear that all has been said."""
+    if os.getpid() == owner:
+        with suppress(OSError):
+            channel.shutdown(socket.SHUT_WR)
+    channel.close()
 
 
 def _use_session_files(python_path: list[str]) -> None:
