@@ -117,6 +117,11 @@ class TorchDistributor:
 
         Blocks until the run ends. Ctrl-C cancels the run on the cluster. Losing the client does not.
 
+        Each rank starts in an empty working directory of its own, which is removed after its end: relative paths of two ranks do not meet, and what
+        has to stay is written to storage outside, by an absolute path or a URL. Files that a rank leaves there are named with their sizes in its
+        output and in `Run.notice`. ``sys.argv`` of a function has a name and no options. Random numbers that nobody has seeded differ between ranks
+        and between runs.
+
         Parameters
         ----------
         train_object
@@ -124,7 +129,9 @@ class TorchDistributor:
             with the modules beside it that it imports and run as ``__main__`` with `args` as its ``sys.argv[1:]``. A folder with a
             ``__main__.py`` is sent whole, as folders in `modules` are, with the modules outside it that its files import, and run as
             ``python FOLDER`` would run it. A script has succeeded when it ends with exit status 0, by ``sys.exit()`` or ``os._exit(0)`` too, after
-            its threads and exit handlers; one that fails does not wait for its threads.
+            its threads and exit handlers; one that fails does not wait for its threads. A function has succeeded when it has returned and the threads
+            and `multiprocessing` children that it started, daemons aside, have ended; after 10 min (``spark.sparkgap.threads.timeout`` of the server)
+            its value counts all the same, and `Run.notice` names those that still ran.
         *args, **kwargs
             For the function; a script takes positional arguments only.
 

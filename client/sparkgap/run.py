@@ -96,7 +96,12 @@ class Run:
 
     @property
     def notice(self) -> str:
-        """What the run has to do without, for example its record on the server's disk, as of the last answer; empty if all is well."""
+        """What the run has to do without; empty if all is well. Asks the server.
+
+        Its record on the server's disk, files that its ranks left in their working directories, threads that were not awaited. Ranks that are ended
+        from outside, as those of a cancelled run, may have something to say some seconds after the run's end.
+        """
+        self._last = channel.ask(self._session, run=pb.RunQuery(run_id=self.id)).status
         return self._last.notice
 
     @property

@@ -22,6 +22,7 @@ final case class Gang(
     maxFailures: Int,
     maxResultBytes: Long,
     startTimeoutMillis: Long,
+    threadSeconds: Int,
     sessionConf: Map[String, String],
     plan: Array[Byte],
     files: Option[SessionFolder] = None) {
@@ -53,7 +54,7 @@ final class Admission(sc: SparkContext, settings: Settings, sessionConf: Map[Str
     val (demand, ranksPerTask) = layout(plan, size)
     unlessTooFewSlots(demand, size)
     (Gang(key, id = "", attempt = 0, size, demand.tasks, ranksPerTask, plan.bool("use_gpu"), plan.int("max_failures"), settings.maxResultBytes,
-      settings.startTimeoutMillis, sessionConf, bytes), demand)
+      settings.startTimeoutMillis, settings.threadSeconds, sessionConf, bytes), demand)
   }
 
   private def unlessUnsafe(): Unit = {

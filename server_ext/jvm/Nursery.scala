@@ -194,6 +194,7 @@ object FrameKind {
   val PredictedColumn = 19
   val Refused = 20
   val KeeperEnd = 21
+  val Notice = 30
 }
 
 final case class Frame(kind: Int, body: Array[Byte])

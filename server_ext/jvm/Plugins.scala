@@ -37,6 +37,7 @@ class SparkgapDriver extends DriverPlugin with Logging {
   override def receive(message: Object): Object = message match {
     case Placed(key, attempt) => Runs.find(key).foreach(_.placed(attempt)); null
     case RankEvent(key, attempt, event, lines) => Runs.find(key).foreach(_.append(attempt, event, lines)); null
+    case RankNoticed(key, attempt, notice) => Runs.find(key).foreach(_.noticed(attempt, notice)); null
     case RankFailed(key, attempt, failure) => Runs.find(key).foreach(_.failed(attempt, failure)); Flush.toString
     case CauseKnown(key, attempt) => Boolean.box(Runs.find(key).forall(_.causeKnown(attempt)))
     case MeetHere(key, attempt, point) => Runs.find(key).foreach(_.meetAt(attempt, point)); null

@@ -106,6 +106,7 @@ private final class RankTask(gang: Gang, context: BarrierTaskContext) extends Au
       "local_rank" -> (rank - firstRank), "world_size" -> gang.worldSize, "local_world_size" -> localRanks, "node_rank" -> context.partitionId(),
       "num_nodes" -> gang.tasks, "host" -> host, "gpus" -> gpus, "cpus" -> math.max(1, context.cpus() / localRanks),
       "max_result_bytes" -> gang.maxResultBytes, "python_path" -> gang.files.toSeq.flatMap(_.pythonPath), "max_failures" -> gang.maxFailures,
+      "thread_seconds" -> gang.threadSeconds,
       "session_conf" -> gang.sessionConf.toSeq.sorted.map { case (key, value) => Schema.build("Setting")("key" -> key, "value" -> value) })
     // The nursery may have refused already, and then says why in what the reader reads.
     try connection.send(FrameKind.Placement, placement.toByteArray) catch { case _: java.io.IOException if !Thread.currentThread().isInterrupted => }
@@ -125,6 +126,7 @@ private final class RankTask(gang: Gang, context: BarrierTaskContext) extends Au
         rpc.send(RankEvent(gang.run, gang.attempt, event, Kept.linesIn(event)))
         window.sent(event.length)
       case Frame(FrameKind.PlanWanted, _) => connection.send(FrameKind.TrainPlan, gang.plan)
+      case Frame(FrameKind.Notice, notice) => rpc.send(RankNoticed(gang.run, gang.attempt, notice))
       case Frame(FrameKind.Result, chunk) =>
         returned = true
         if (resultBytes.addAndGet(chunk.length) > gang.maxResultBytes) signals.put(RankFailure(failureOf(rank, gang.tooManyResultBytes)))

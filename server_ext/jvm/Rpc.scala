@@ -19,6 +19,9 @@ final case class Placed(run: RunKey, attempt: Int) extends Rpc
 /** A serialized RunEvent, and how many lines it tells of, lost ones counted. */
 final case class RankEvent(run: RunKey, attempt: Int, event: Array[Byte], lines: Long) extends Rpc
 
+/** A serialized RankNotice. */
+final case class RankNoticed(run: RunKey, attempt: Int, notice: Array[Byte]) extends Rpc
+
 /** A serialized RankFailure. Answered when it is recorded. */
 final case class RankFailed(run: RunKey, attempt: Int, failure: Array[Byte]) extends Rpc
 

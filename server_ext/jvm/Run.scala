@@ -68,6 +68,7 @@ final class Run(plan: RunPlan, queue: RunQueue, ticket: Ticket, maxEventBytes: L
   private var meeting: Option[Array[Byte]] = None
   private var result: Seq[Array[Byte]] = Nil
   private var notice = ""
+  private val notices = new Notices
   private var journal: Option[Journal] = None // from `execute` on, so that a run that another submit has overtaken has none
 
   // ---- From the ranks, through the plugin's RPC thread ----
@@ -92,6 +93,13 @@ final class Run(plan: RunPlan, queue: RunQueue, ticket: Ticket, maxEventBytes: L
 
   def failed(from: Int, failure: Array[Byte]): Unit = synchronized {
     if (from == attempt) failures += Schema.parse("RankFailure", failure)
+  }
+
+  def noticed(from: Int, notice: Array[Byte]): Unit = synchronized {
+    if (from == attempt) {
+      notices.add(Schema.parse("RankNotice", notice))
+      journal.foreach(_.change())
+    }
   }
 
   def causeKnown(from: Int): Boolean = synchronized(from != attempt || failures.exists(!_.bool("in_collective")))
@@ -164,6 +172,7 @@ final class Run(plan: RunPlan, queue: RunQueue, ticket: Ticket, maxEventBytes: L
       logInfo(s"attempt $attempt of run ${key.id} of ${key.user} failed, ${plan.maxFailures - attempt} more may: $why")
       reason = why
       failures.clear()
+      notices.clear()
       meeting = None
       attempt += 1
       become(RunState.Retrying)
@@ -236,7 +245,7 @@ final class Run(plan: RunPlan, queue: RunQueue, ticket: Ticket, maxEventBytes: L
     synchronized {
       Schema.build("RunStatus")("run_id" -> key.id, "name" -> plan.name, "state" -> state, "num_processes" -> plan.worldSize,
         "attempt" -> attempt, "submitted_at" -> submittedAt, "started_at" -> startedAt, "ended_at" -> endedAt, "reason" -> reason, "failures" -> causes,
-        "next_sequence" -> events.next, "result_bytes" -> result.map(_.length.toLong).sum, "complete" -> complete, "notice" -> notice,
+        "next_sequence" -> events.next, "result_bytes" -> result.map(_.length.toLong).sum, "complete" -> complete, "notice" -> notices.after(notice),
         "queue_position" -> waiting.fold(0)(_.position), "waiting_for" -> waiting.fold("")(_.waitingFor), "max_failures" -> plan.maxFailures)
     }
   }

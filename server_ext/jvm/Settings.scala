@@ -23,6 +23,9 @@ final class Settings(conf: SparkConf) {
   /** How long a task waits for its ranks to start and meet; covers a nursery that is still importing torch. */
   def startTimeoutMillis: Long = conf.getTimeAsMs("spark.sparkgap.start.timeout", "120s")
 
+  /** How long a training function's threads are awaited once it has returned. */
+  def threadSeconds: Int = math.min(conf.getTimeAsSeconds("spark.sparkgap.threads.timeout", "10min"), Int.MaxValue).toInt
+
   /** How long one operation follows a run; its client then goes on with another one. */
   def followMillis: Long = conf.getTimeAsMs("spark.sparkgap.follow.maxDuration", "60s")
 

@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import signal
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -42,8 +43,7 @@ def begin_child(parent: int | None, keep: Iterable[int]) -> None:
     if parent is not None:
         die_with_parent(parent)
     _close_all_but({0, 1, 2, *keep})
-    random.seed()
-    _reseed_numpy()
+    _reseed()
 
 
 def _close_all_but(kept: set[int]) -> None:
@@ -65,12 +65,16 @@ def limit_descriptors(soft: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 
-def _reseed_numpy() -> None:
-    try:
-        import numpy
-    except ImportError:
-        return
-    numpy.random.seed()
+def _reseed() -> None:
+    """New states for the generators that the fork has copied: without them all ranks and models of a nursery would draw the same numbers.
+
+    What is not imported yet seeds itself from the system when it is: torch's generators of a GPU too, which do not exist before the GPU is used.
+    """
+    random.seed()
+    if (numpy_random := sys.modules.get("numpy.random")) is not None:
+        numpy_random.seed()
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.default_generator.seed()  # 4 µs; torch.seed() looks for devices besides
 
 
 def kill_descendants(spare: Iterable[int] = ()) -> None:

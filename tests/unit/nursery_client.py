@@ -81,6 +81,7 @@ class Rank:
     lines: list[str] = field(default_factory=list)
     dropped: int = 0
     metrics: list[run_pb2.Metrics] = field(default_factory=list)
+    notices: list[pb.RankNotice] = field(default_factory=list)
     pid: int = 0
     value: bytes = b""
     returned: bool = False
@@ -112,6 +113,8 @@ class Rank:
             self.pid = event.started.pid or self.pid
             if event.HasField("metrics"):
                 self.metrics.append(event.metrics)
+        elif frame.kind == pb.NOTICE:
+            self.notices.append(pb.RankNotice.FromString(frame.body))
         elif frame.kind == pb.RESULT:
             self.returned = True
             self.value += frame.body

@@ -32,6 +32,7 @@ EXTENSION = {
 OPTIONAL_KEYS = {
     "spark.sparkgap.python",
     "spark.sparkgap.ignoreSsl",
+    "spark.sparkgap.threads.timeout",
     "spark.sparkgap.queue.patience",
     "spark.sparkgap.queue.max",
     "spark.sparkgap.result.maxBytes",

@@ -216,6 +216,8 @@ MESSAGES: dict[str, Message] = {
     "rank_placement_conf": node_pb2.RankPlacement(
         run_id="run-1", session_conf=[plan_pb2.Setting(key="spark.example.é", value="a=b")], max_failures=3
     ),
+    "rank_placement_threads": node_pb2.RankPlacement(run_id="run-1", thread_seconds=600),
+    "rank_notice": node_pb2.RankNotice(rank=3, text="left 1 file: é.pt (4 bytes)"),
     "meeting_point": node_pb2.MeetingPoint(host="10.0.0.7", port=29500),
     "rank_exit": node_pb2.RankExit(status=-9, pid=4711, last_lines=["epoch 1", ""]),
     "batch": node_pb2.Batch(length=2**33),

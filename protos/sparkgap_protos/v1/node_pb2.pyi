@@ -32,6 +32,7 @@ class FrameKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PREDICTED_COLUMN: _ClassVar[FrameKind]
     REFUSED: _ClassVar[FrameKind]
     KEEPER_END: _ClassVar[FrameKind]
+    NOTICE: _ClassVar[FrameKind]
 FRAME_KIND_UNSPECIFIED: FrameKind
 OPEN: FrameKind
 PLACEMENT: FrameKind
@@ -54,6 +55,7 @@ COLUMN_BATCH: FrameKind
 PREDICTED_COLUMN: FrameKind
 REFUSED: FrameKind
 KEEPER_END: FrameKind
+NOTICE: FrameKind
 
 class Open(_message.Message):
     __slots__ = ("rank", "model", "keeper")
@@ -110,7 +112,7 @@ class OpenModel(_message.Message):
     def __init__(self, key: _Optional[str] = ..., name: _Optional[str] = ..., python_path: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RankPlacement(_message.Message):
-    __slots__ = ("run_id", "attempt", "rank", "local_rank", "world_size", "local_world_size", "node_rank", "num_nodes", "host", "gpus", "cpus", "max_result_bytes", "python_path", "session_conf", "max_failures")
+    __slots__ = ("run_id", "attempt", "rank", "local_rank", "world_size", "local_world_size", "node_rank", "num_nodes", "host", "gpus", "cpus", "max_result_bytes", "python_path", "session_conf", "max_failures", "thread_seconds")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
@@ -126,6 +128,7 @@ class RankPlacement(_message.Message):
     PYTHON_PATH_FIELD_NUMBER: _ClassVar[int]
     SESSION_CONF_FIELD_NUMBER: _ClassVar[int]
     MAX_FAILURES_FIELD_NUMBER: _ClassVar[int]
+    THREAD_SECONDS_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     attempt: int
     rank: int
@@ -141,7 +144,8 @@ class RankPlacement(_message.Message):
     python_path: _containers.RepeatedScalarFieldContainer[str]
     session_conf: _containers.RepeatedCompositeFieldContainer[_plan_pb2.Setting]
     max_failures: int
-    def __init__(self, run_id: _Optional[str] = ..., attempt: _Optional[int] = ..., rank: _Optional[int] = ..., local_rank: _Optional[int] = ..., world_size: _Optional[int] = ..., local_world_size: _Optional[int] = ..., node_rank: _Optional[int] = ..., num_nodes: _Optional[int] = ..., host: _Optional[str] = ..., gpus: _Optional[_Iterable[str]] = ..., cpus: _Optional[int] = ..., max_result_bytes: _Optional[int] = ..., python_path: _Optional[_Iterable[str]] = ..., session_conf: _Optional[_Iterable[_Union[_plan_pb2.Setting, _Mapping]]] = ..., max_failures: _Optional[int] = ...) -> None: ...
+    thread_seconds: int
+    def __init__(self, run_id: _Optional[str] = ..., attempt: _Optional[int] = ..., rank: _Optional[int] = ..., local_rank: _Optional[int] = ..., world_size: _Optional[int] = ..., local_world_size: _Optional[int] = ..., node_rank: _Optional[int] = ..., num_nodes: _Optional[int] = ..., host: _Optional[str] = ..., gpus: _Optional[_Iterable[str]] = ..., cpus: _Optional[int] = ..., max_result_bytes: _Optional[int] = ..., python_path: _Optional[_Iterable[str]] = ..., session_conf: _Optional[_Iterable[_Union[_plan_pb2.Setting, _Mapping]]] = ..., max_failures: _Optional[int] = ..., thread_seconds: _Optional[int] = ...) -> None: ...
 
 class MeetingPoint(_message.Message):
     __slots__ = ("host", "port")
@@ -160,6 +164,14 @@ class RankExit(_message.Message):
     pid: int
     last_lines: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, status: _Optional[int] = ..., pid: _Optional[int] = ..., last_lines: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class RankNotice(_message.Message):
+    __slots__ = ("rank", "text")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    text: str
+    def __init__(self, rank: _Optional[int] = ..., text: _Optional[str] = ...) -> None: ...
 
 class Batch(_message.Message):
     __slots__ = ("length",)

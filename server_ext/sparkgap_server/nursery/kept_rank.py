@@ -14,7 +14,7 @@ from sparkgap_server import wire
 from sparkgap_server.nursery.loop import READ, WRITE, Loop
 from sparkgap_server.nursery.rank_process import RankProcess
 from sparkgap_server.nursery.supervision import Supervision
-from sparkgap_server.train import rank
+from sparkgap_server.train import leftovers, rank
 
 _READ_BYTES = 1 << 18
 
@@ -37,6 +37,7 @@ class KeptRank:
         self.supervision = Supervision(request.placement, next(rank.result(None, request)) if is_script else None)
         self._loop = loop
         self._touched = touched
+        self._placement = request.placement
         self._private = request.private
         self._connection = task.connection
         self._reader = task.reader
@@ -74,7 +75,7 @@ class KeptRank:
         self._loop.watch(self._process.channel, channel_events, self._on_channel)
 
     def drain(self) -> None:
-        """Take what the rank, which has exited, has left in its pipes and its channel, and remove its folder, before its exit is told."""
+        """Take what the rank, which has exited, has left in its pipes, its channel and its folder, and remove that, before its exit is told."""
         for stream in list(self._pipes):
             while stream in self._pipes and self._read_pipe(stream):
                 pass
@@ -83,8 +84,9 @@ class KeptRank:
         self._speaks = False
         for pipe in self._pipes.values():
             self._loop.forget(pipe)
+        last = [*leftovers.frames(self._placement, self._private)]
         shutil.rmtree(self._private, ignore_errors=True)
-        self.supervision.rank_drained()
+        self.supervision.rank_drained(last)
 
     def close(self) -> None:
         """Let go of all files."""

@@ -243,6 +243,7 @@ class Nursery:
 
     def _reap(self, wakeup: int) -> None:
         os.read(wakeup, 4096)
+        ended: list[tuple[_Child, int]] = []
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -251,19 +252,22 @@ class Nursery:
             if pid == 0:
                 break
             if (child := self._children.pop(pid, None)) is not None:
-                self._bury(child, status)
+                ended.append((child, os.waitstatus_to_exitcode(status)))
         # Keepers and hosts adopt orphans while they live, so whatever else is a child of this process was left by one that has ended.
         processes.kill_descendants(spare=self._children)
+        for child, status in ended:
+            self._bury(child, status)
 
     def _bury(self, child: _Child, status: int) -> None:
         for name in [name for name, each in self._doors.items() if each is child]:
             del self._doors[name]
-        if child.gang:
-            self._answer(child.gang, pb.KeeperEnd(status=os.waitstatus_to_exitcode(status), words=_words(child.door)))
+        end = pb.KeeperEnd(status=status, words=_words(child.door))
         child.door.close()
         os.close(child.lifeline)
         for folder in self._settings.folder.glob(child.folders):
             shutil.rmtree(folder, ignore_errors=True)
+        if child.gang:
+            self._answer(child.gang, end)
 
     def _question(self, connection: socket.socket, request: pb.OpenKeeper) -> None:
         """How a keeper has ended, told as soon as it has; `end` has it killed, with all that is below it, whatever state it is in."""

@@ -170,8 +170,8 @@ class Supervision:
         self._status = (pid, status)
         self._happened(Event.EXITED, now)
 
-    def rank_drained(self) -> None:
-        """Nothing comes any more, so its exit is told."""
+    def rank_drained(self, last: Iterable[bytes] = ()) -> None:
+        """Nothing comes any more, so these last frames about it are added, and its exit."""
         if self.phase is not Phase.ENDED or self._status is None:
             raise RuntimeError(f"a rank in phase {self.phase.name} has not exited")
         pid, status = self._status
@@ -180,6 +180,8 @@ class Supervision:
             status = 0
         if status == 0 and not self._delivered and self._value_of_script is not None:
             self.outgoing.add(wire.encode(pb.RESULT, self._value_of_script))
+        for frame in last:
+            self.outgoing.add(frame)
         if not self._nursery_gone:
             exit_ = pb.RankExit(status=status, pid=pid, last_lines=list(self._last_lines)[-_LAST_LINES:])
             self.outgoing.add(wire.encode(pb.EXIT, exit_))

@@ -21,7 +21,7 @@ from sparkgap_protos import codec
 from sparkgap_protos.v1 import node_pb2 as pb
 from sparkgap_protos.v1 import plan_pb2
 
-from sparkgap_server import sources, wire
+from sparkgap_server import program, sources, wire
 from sparkgap_server.predict.failure import describe
 from sparkgap_server.predict.memory import SharedMemory
 from sparkgap_server.predict.witness import FileWitness
@@ -259,7 +259,8 @@ def _load(plan: plan_pb2.PredictPlan, file: IO[bytes] | None, private: Path) -> 
 
     began = time.perf_counter()
     try:
-        sources.install(plan.make_predict_fn.modules, private, plan.make_predict_fn.files)
+        sent = program.begin(private, [plan.name])
+        sources.install(plan.make_predict_fn.modules, sent, plan.make_predict_fn.files)
         predict = codec.unpack(plan.make_predict_fn, file)()
         if not callable(predict):
             raise TypeError(f"make_predict_fn must return a function, it returned a {type(predict).__qualname__}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import socket
+import sys
 import time
 import traceback
 from types import TracebackType
@@ -42,6 +44,8 @@ def describe(error: BaseException, placement: pb.RankPlacement) -> run_pb2.RankF
     if isinstance(error, Unopenable):
         error = error.reason
         message = _unopenable(error)
+    elif isinstance(error, ModuleNotFoundError):
+        message = _missing(error)
     failure = run_pb2.RankFailure(
         rank=placement.rank,
         host=socket.gethostname(),
@@ -81,13 +85,28 @@ def _unopenable(error: BaseException) -> str:
     return f"the function cannot be opened on the workers: {error}"
 
 
+def _missing(error: ModuleNotFoundError) -> str:
+    """With what to do about it, unless it is a part of a package that is there."""
+    if not error.name or _is_there(error.name.partition(".")[0]):
+        return _text(error)
+    return (
+        f"{error}. The training code needs the module {error.name!r}, which is not installed on the workers and was not sent along: "
+        "install it there, or name the module in modules="
+    )
+
+
+def _is_there(top: str) -> bool:
+    try:
+        return top in sys.modules or importlib.util.find_spec(top) is not None
+    except (ImportError, ValueError):
+        return False
+
+
 def _user_part(trace: TracebackType | None) -> TracebackType | None:
     """Without the frames of this package at its top; all of it where there are no others."""
     here = os.path.dirname(os.path.dirname(__file__))
     part = trace
-    while part is not None and (
-        part.tb_frame.f_code.co_filename.startswith(here) or "runpy" in part.tb_frame.f_code.co_filename
-    ):
+    while part is not None and part.tb_frame.f_code.co_filename.startswith(here):
         part = part.tb_next
     return part or trace
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import atexit
 import os
-import runpy
 import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from sparkgap_protos import codec, places, reporting
 from sparkgap_protos.v1 import node_pb2 as pb
 from sparkgap_protos.v1 import plan_pb2, run_pb2
 
-from sparkgap_server import sources, wire
+from sparkgap_server import program, sources, wire
 from sparkgap_server.train import environment, exits
 from sparkgap_server.train.failure import Unopenable, describe
 from sparkgap_server.train.groups import keep_groups
@@ -47,45 +47,80 @@ class RankTask:
 def run(task: RankTask, channel: socket.socket) -> int:
     """Run the rank to its end and return its exit status; every way out has been told to the keeper before."""
     owner = os.getpid()
+    status = _told(task, channel, owner, lambda: _run(task, channel))
+    _close(channel, owner)
+    atexit._run_exitfuncs()  # os._exit, which ends a forked child, skips them
+    return status
+
+
+def _told(task: RankTask, channel: socket.socket, owner: int, act: Callable[[], int]) -> int:
     try:
-        status = _run(task, channel)
+        return act()
     except BaseException as error:
         if os.getpid() != owner:  # a process that user code forked; its end is told to nobody, as below
             return _print_end(error)
-        status = _fail(task, channel, error)
-    channel.close()
-    atexit._run_exitfuncs()  # os._exit, which ends a forked child, skips them
-    return status
+        return _fail(task, channel, error)
 
 
 def _run(task: RankTask, channel: socket.socket) -> int:
     placement = task.placement
     environment.apply(placement)
+    sent = program.begin(task.private, [task.plan.name])
     keep_groups()
     _use_session_files(list(placement.python_path))
     store = listen(placement) if placement.rank == 0 else None
     if store is not None:
         wire.send(channel, pb.ADDRESS, pb.MeetingPoint(host=placement.host, port=store.port))
-    body = _body(task)
+    body = _body(task.plan, sent)
     answer = wire.receive(channel)
     if answer is None:
         return 1  # the keeper is gone
     environment.meet(pb.MeetingPoint.FromString(answer.body))
-    started = run_pb2.RankStarted(host=socket.gethostname(), pid=os.getpid())
+    owner = os.getpid()
+    limit = placement.thread_seconds if placement.HasField("thread_seconds") else None
+    started = run_pb2.RankStarted(host=socket.gethostname(), pid=owner)
     wire.send(channel, pb.EVENT, _event(placement, started=started))
     reporting.context = reporting.RankContext(
         attempt=placement.attempt, session_conf={each.key: each.value for each in placement.session_conf}
     )
     reporting.sink = reporter = Reporter(placement, channel)
+
+    def deliver(value: Any, notice: str = "") -> int:
+        reporter.finish()
+        if os.getpid() != owner:
+            return 0  # a process that user code forked has come back from it too; it must not write into the channel
+        if notice:
+            wire.send(channel, pb.NOTICE, pb.RankNotice(rank=placement.rank, text=notice))
+        for chunk in result(value, task):
+            wire.send(channel, pb.RESULT, chunk)
+        return 0
+
+    def deliver_without(names: str) -> None:
+        """The value of hours of training weighs more than the threads that it did not wait for."""
+        notice = (
+            f"returned and waited {limit:g} s (spark.sparkgap.threads.timeout) in vain for {names}: "
+            "what they had still to write may be missing"
+        )
+        status = _told(task, channel, owner, lambda: deliver(value, notice))
+        _close(channel, owner)
+        exits.leave(status)
+
     try:
         value = body()
-    finally:
+        if task.plan.WhichOneof("body") == "function":
+            exits.await_others(limit, deliver_without)  # one may still write a checkpoint
+    except BaseException:
         reporter.finish()
-    if started.pid != os.getpid():
-        return 0  # a process that user code forked has come back from it too; it must not write into the channel
-    for chunk in result(value, task):
-        wire.send(channel, pb.RESULT, chunk)
-    return 0
+        raise
+    return deliver(value)
+
+
+def _close(channel: socket.socket, owner: int) -> None:
+    """Also for the copies in processes that user code forked: the keeper has to hear that all has been said."""
+    if os.getpid() == owner:
+        with suppress(OSError):
+            channel.shutdown(socket.SHUT_WR)
+    channel.close()
 
 
 def _use_session_files(python_path: list[str]) -> None:
@@ -99,35 +134,35 @@ def _use_session_files(python_path: list[str]) -> None:
     SparkFiles._is_running_on_worker = True
 
 
-def _body(task: RankTask) -> Callable[[], Any]:
-    if task.plan.WhichOneof("body") == "script":
-        return _script(task.plan.script, task.private)
+def _body(plan: plan_pb2.TrainPlan, sent: Path) -> Callable[[], Any]:
+    if plan.WhichOneof("body") == "script":
+        return _script(plan.script, sent)
     try:
-        sources.install(task.plan.function.modules, task.private, task.plan.function.files)
-        function, args, kwargs = codec.unpack(task.plan.function)
+        sources.install(plan.function.modules, sent, plan.function.files)
+        function, args, kwargs = codec.unpack(plan.function)
     except Exception as error:
         raise Unopenable(error) from error
     return lambda: function(*args, **kwargs)
 
 
-def _script(script: plan_pb2.Script, private: Path) -> Callable[[], None]:
-    path = private / Path(places.of_file(script.name)).name
+def _script(script: plan_pb2.Script, sent: Path) -> Callable[[], None]:
+    path = sent / Path(places.of_file(script.name)).name
     is_folder = not script.source and any(file.path == "__main__.py" for file in script.files)
-    folder = path if is_folder else private
+    folder = path if is_folder else sent
     sources.install(script.modules, folder, script.files)
     if not is_folder:
         path.write_bytes(script.source)
 
     def run_script() -> None:
-        sys.argv = [str(path), *script.arguments]
+        program.use_arguments([str(path), *script.arguments])
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
         try:
-            runpy.run_path(str(path), run_name="__main__")
+            program.run(path)
         except SystemExit as end:
             if exits.status_of(end):
                 raise
-        exits.finish()  # before the run has succeeded: a thread may still write a checkpoint
+        exits.finish()
 
     return run_script
 
@@ -152,7 +187,7 @@ def result(value: Any, task: RankTask) -> Iterator[bytes]:
 
 def _fail(task: RankTask, channel: socket.socket, error: BaseException) -> int:
     failure = describe(error, task.placement)
-    _print(exits.last_words(error, failure.traceback))
+    exits.say(exits.last_words(error, failure.traceback))
     try:
         wire.send(channel, pb.FAILURE, failure)
     except OSError:
@@ -161,16 +196,8 @@ def _fail(task: RankTask, channel: socket.socket, error: BaseException) -> int:
 
 
 def _print_end(error: BaseException) -> int:
-    _print(exits.last_words(error, "".join(traceback.format_exception(error))))
+    exits.say(exits.last_words(error, "".join(traceback.format_exception(error))))
     return exits.status_of(error)
-
-
-def _print(text: str) -> None:
-    try:
-        sys.stderr.write(text)
-        sys.stderr.flush()
-    except Exception:
-        return  # user code has closed or replaced the stream; the failure itself goes another way
 
 
 def _event(placement: pb.RankPlacement, **kind: Any) -> run_pb2.RunEvent:
