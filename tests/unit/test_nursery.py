@@ -355,7 +355,7 @@ def test_when_the_executor_goes_the_whole_family_goes() -> None:
         assert rank.pid in family
         assert nursery.process.stdin is not None
         nursery.process.stdin.close()
-        assert nursery.process.wait(8) == 0
+        assert nursery.process.wait(30) == 0
         assert all(gone(pid) for pid in family)
         assert not nursery.folder.exists()
 
