@@ -185,3 +185,13 @@ def test_a_client_that_lacks_something(change, found, advice):
     assert check.verdict == PROBLEM
     assert found in check.found
     assert advice in check.advice
+
+
+def test_a_cluster_of_one_machine_is_a_cluster():
+    """Spark cuts its tasks, and lets no barrier stage run with dynamic allocation."""
+    with_shares = {"settings": {GPU: "0.5"}, "executors": WITH_GPUS, "master": "local-cluster[2,2,1024]"}
+    assert "each rank in a task cut for it" in checks(**with_shares)["GPUs"].found
+    assert "use_gpu=True is refused" in checks(**{**with_shares, "master": "local[2]"})["GPUs"].found
+    dynamic = {"settings": {"spark.dynamicAllocation.enabled": "true"}}
+    assert checks(**dynamic, master="local-cluster[2,2,1024]")["training"].verdict == PROBLEM
+    assert checks(**dynamic, master="local[2]")["training"].verdict == OK
