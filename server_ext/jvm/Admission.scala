@@ -74,6 +74,7 @@ final class Admission(sc: SparkContext, settings: Settings, sessionConf: Map[Str
       "use_gpu=False")
     asConfigured(local, size, gpus, asked).getOrElse {
       val ranks = if (local) size else 1
+      if (local && useGpu) unlessTooFewGpusForOneTask(size, gpus)
       (inTasksOfTheirOwn(size / ranks, ranks, if (asked.int("cpus") > 0) asked.int("cpus") * ranks else settings.taskCpus, gpus * ranks), ranks)
     }
   }
@@ -88,6 +89,17 @@ final class Admission(sc: SparkContext, settings: Settings, sessionConf: Map[Str
     Option.when(fits && rightCpus) {
       (Demand((size + ranks - 1) / ranks, settings.taskCpus, share.toInt, sc.resourceProfileManager.defaultResourceProfile), ranks)
     }
+  }
+
+  /** pyspark lowers num_processes here and logs a warning. A run of another world size has another batch size and learning rate than the one asked for,
+    * and a program that counts on its number of devices waits for ever for the others, so this asks the user. */
+  private def unlessTooFewGpusForOneTask(ranks: Int, gpus: Int): Unit = {
+    val (who, held, setting) = if (settings.hasTaskProfiles) ("an executor", settings.executorGpus.getOrElse(0), "spark.executor.resource.gpu.amount")
+      else ("a task", settings.taskGpus.fold(0)(_.toInt), "spark.task.resource.gpu.amount")
+    val most = held / gpus
+    if (0 < most && most < ranks) throw Refused.resources(s"local_mode=True puts all ${plural(ranks, "rank")} into one task, which needs " +
+      s"${plural(ranks * gpus, "GPU")}, and $who has $held ($setting): pass num_processes=$most, the most for which there are GPUs, local_mode=False to " +
+      "use those of other tasks too, or use_gpu=False")
   }
 
   private def inTasksOfTheirOwn(tasks: Int, ranks: Int, cpus: Int, gpus: Int): Demand = {
