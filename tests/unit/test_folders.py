@@ -195,7 +195,8 @@ class TestTogether:
 
     def test_two_of_one_name_are_refused_if_they_differ(self, project, tree):
         tree(**{"other/folders_helper.py": "else", "same/x": "1", "a/same/x": "1", "b/same/x": "2", "c/same": ""})
-        assert files(self.packed([project / "same", project / "a" / "same"])) == {"same/x": "1"}
+        both = files(self.packed([project / "same", project / "a" / "same"]))
+        assert both == {"same/x": "1", "folders_package/conf": "c"}
         with pytest.raises(PlanError, match="different contents would travel with main as same/x: rename one"):
             self.packed([project / "same", project / "b" / "same"])
         with pytest.raises(PlanError, match=r"different contents would travel with main as folders_helper\.py"):

@@ -7,6 +7,8 @@ import traceback
 
 from sparkgap_protos.v1 import node_pb2 as pb
 
+from sparkgap_server import sources
+
 
 def describe(error: BaseException, *, loading: bool) -> pb.ModelFailure:
     """The exception as a message."""
@@ -16,6 +18,7 @@ def describe(error: BaseException, *, loading: bool) -> pb.ModelFailure:
             f". The model needs the module {error.name!r}, which is not installed on the workers: install it there, or move what "
             "it uses into the file that calls predict_batch_udf, or name the module in modules="
         )
+    message += sources.advice_on(error)
     name = type(error).__qualname__
     return pb.ModelFailure(
         loading=loading,

@@ -12,6 +12,7 @@ from sparkgap_protos import codec
 from sparkgap_protos.v1 import node_pb2 as pb
 from sparkgap_protos.v1 import run_pb2
 
+from sparkgap_server import sources
 from sparkgap_server.train.exits import status_of
 
 _MAX_TEXT = 64 << 10
@@ -42,6 +43,7 @@ def describe(error: BaseException, placement: pb.RankPlacement) -> run_pb2.RankF
     if isinstance(error, Unopenable):
         error = error.reason
         message = _unopenable(error)
+    message += sources.advice_on(error)
     failure = run_pb2.RankFailure(
         rank=placement.rank,
         host=socket.gethostname(),
