@@ -22,6 +22,10 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 #: Hears of each function, class, module and object that goes into a pickle, and whether by value, with its code, or as a name to be imported.
 Note = Callable[[object, bool], None]
 
+#: What to do about a value that cannot be pickled, for those who send it and for those who return it.
+CARRIED = "Create it inside the function instead of carrying it along."
+RETURNED = "Return instead what has to be kept of it: numbers, NumPy arrays, a model's state_dict(), or the path of what was written to storage."
+
 
 class NotPicklable(ValueError):
     """A value cannot be pickled; the text names the part of it that is in the way."""
@@ -31,7 +35,13 @@ class WrongPython(RuntimeError):
     """A payload was pickled by another minor version of Python: its bytecode means something else here."""
 
 
-def pack(value: object, what: str, parts: Mapping[str, object] | None = None, note: Note | None = None) -> pb.Payload:
+def pack(
+    value: object,
+    what: str,
+    parts: Mapping[str, object] | None = None,
+    note: Note | None = None,
+    advice: str = CARRIED,
+) -> pb.Payload:
     """Pickle `value` by value where it was defined in ``__main__``, by reference where a module defines it.
 
     Parameters
@@ -44,6 +54,8 @@ def pack(value: object, what: str, parts: Mapping[str, object] | None = None, no
         Named parts of a composed value, among which the culprit is looked for.
     note
         Hears of everything that goes into the pickle.
+    advice
+        What to do about a culprit: `CARRIED` or `RETURNED`.
 
     Returns
     -------
@@ -56,7 +68,7 @@ def pack(value: object, what: str, parts: Mapping[str, object] | None = None, no
         Naming the culprit inside `value`, before anything is sent.
     """
     payload = versions()
-    payload.data = pickled(value, what, parts, note)
+    payload.data = pickled(value, what, parts, note, advice)
     return payload
 
 
@@ -67,7 +79,13 @@ def versions() -> pb.Payload:
     return pb.Payload(python=PYTHON, cloudpickle=cloudpickle.__version__)
 
 
-def pickled(value: object, what: str, parts: Mapping[str, object] | None = None, note: Note | None = None) -> bytes:
+def pickled(
+    value: object,
+    what: str,
+    parts: Mapping[str, object] | None = None,
+    note: Note | None = None,
+    advice: str = CARRIED,
+) -> bytes:
     """The data that `pack` puts into a payload, for whoever has too much of it for a message; see there."""
     from pyspark import cloudpickle
 
@@ -80,7 +98,7 @@ def pickled(value: object, what: str, parts: Mapping[str, object] | None = None,
         path, leaf, reason = _culprit(*(suspects or [(what, value, error)])[0], seen=set())
         raise NotPicklable(
             f"{what} cannot be pickled: {path} is a {type(leaf).__module__}.{type(leaf).__qualname__}, and "
-            f"{type(reason).__name__}: {reason}. Create it inside the function instead of carrying it along."
+            f"{type(reason).__name__}: {reason}. {advice}"
         ) from error
 
 

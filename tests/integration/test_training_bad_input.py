@@ -20,6 +20,7 @@ from sparkgap import (
     ExtensionError,
     PlanError,
     ResourceError,
+    ResultError,
     RunNotFoundError,
     SparkgapError,
     TorchDistributor,
@@ -273,8 +274,40 @@ def test_a_module_that_the_client_lacks_is_named_with_what_to_do(cpu, tmp_path):
 
         return only_at_the_rank.Value()
 
-    with pytest.raises(PlanError, match="cannot be opened here, because this client has no module 'only_at_the_rank'"):
+    with pytest.raises(ResultError, match=r"cannot be opened here: .* This client has no module 'only_at_the_rank'"):
         cpu(1).run(main, str(tmp_path))
+
+
+def test_a_ddp_model_as_value_is_refused_here_with_what_to_return(cpu):
+    def main():
+        import torch
+        from torch import distributed
+        from torch.nn.parallel import DistributedDataParallel
+
+        distributed.init_process_group("gloo")
+        return DistributedDataParallel(torch.nn.Linear(2, 1))
+
+    with pytest.raises(
+        ResultError, match=r"Default process group has not been initialized.*model\.module\.state_dict\(\)"
+    ) as caught:
+        cpu(1).run(main)
+    assert caught.value.run.status == "SUCCEEDED"
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_a_value_that_cannot_be_pickled_gets_advice_about_values(cpu):
+    def main():
+        class Loader:
+            def __init__(self):
+                self.batches = (batch for batch in range(3))
+
+        return {"loader": Loader()}
+
+    with pytest.raises(
+        TrainingError,
+        match=r"the value that rank 0 returned cannot be pickled: .*\['loader'\]\.batches is a builtins\.generator, .* Return instead",
+    ):
+        cpu(1).run(main)
 
 
 def test_a_wrong_token_is_refused_without_a_run(sparkgap_server):
@@ -327,6 +360,16 @@ def test_shares_of_gpus_are_refused_where_spark_cuts_no_task_with_a_whole_one():
         pytest.raises(ResourceError, match=words),
     ):
         TorchDistributor(1, use_gpu=True, spark=session).run(lambda: None)
+
+
+def test_more_local_ranks_than_gpus_are_refused_with_the_number_that_would_do():
+    """pyspark lowers the number and logs a warning."""
+    words = r"all 8 ranks into one task, which needs 8 GPUs, and a task has 2 \(spark\.task\.resource\.gpu\.amount\): pass num_processes=2, the most"
+    with (
+        server_with(spark__task__resource__gpu__amount="2", spark__executor__resource__gpu__amount="2") as session,
+        pytest.raises(ResourceError, match=words),
+    ):
+        TorchDistributor(8, local_mode=True, use_gpu=True, spark=session).run(lambda: None)
 
 
 def test_encryption_that_ranks_cannot_give_and_sizes_over_the_limit_are_refused():
