@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import builtins
-import traceback
 
 from sparkgap_protos.v1 import node_pb2 as pb
 
-from sparkgap_server import sources
+from sparkgap_server import sources, tracebacks
 
 
 def describe(error: BaseException, *, loading: bool) -> pb.ModelFailure:
@@ -24,7 +23,7 @@ def describe(error: BaseException, *, loading: bool) -> pb.ModelFailure:
         loading=loading,
         exception=name,
         message=message,
-        traceback="".join(traceback.format_exception(error)),
+        traceback=tracebacks.shown(error),
         shown=name if builtin_error(name, message) else f"ModelError: {name}",
     )
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import time
-import traceback
-from types import TracebackType
 
 from sparkgap_protos import codec
 from sparkgap_protos.v1 import node_pb2 as pb
 from sparkgap_protos.v1 import run_pb2
 
-from sparkgap_server import sources
+from sparkgap_server import sources, tracebacks
 from sparkgap_server.train.exits import status_of
 
 _MAX_TEXT = 64 << 10
@@ -51,7 +49,7 @@ def describe(error: BaseException, placement: pb.RankPlacement) -> run_pb2.RankF
         time=time.time_ns() // 1000,
         exception=f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins."),
         message=message[:_MAX_TEXT],
-        traceback="".join(traceback.format_exception(type(error), error, _user_part(error.__traceback__)))[-_MAX_TEXT:],
+        traceback=tracebacks.shown(error)[-_MAX_TEXT:],
         in_collective=_in_collective(error),
     )
     if isinstance(error, SystemExit):
@@ -81,17 +79,6 @@ def _unopenable(error: BaseException) -> str:
             "or move what the function uses into the file that calls run, or name the module in modules="
         )
     return f"the function cannot be opened on the workers: {error}"
-
-
-def _user_part(trace: TracebackType | None) -> TracebackType | None:
-    """Without the frames of this package at its top; all of it where there are no others."""
-    here = os.path.dirname(os.path.dirname(__file__))
-    part = trace
-    while part is not None and (
-        part.tb_frame.f_code.co_filename.startswith(here) or "runpy" in part.tb_frame.f_code.co_filename
-    ):
-        part = part.tb_next
-    return part or trace
 
 
 def _in_collective(error: BaseException) -> bool:
