@@ -65,8 +65,14 @@ class LocalCluster:
         return cls(*map(int, form.groups()))
 
     def settings(self) -> dict[str, str]:
-        """Settings without which executors would not be what the master says."""
-        return {"spark.executor.cores": str(self.cores), "spark.executor.memory": f"{self.memory}m"}
+        """Settings without which executors would not be what the master says, or would come after the server is up."""
+        return {
+            "spark.executor.cores": str(self.cores),
+            "spark.executor.memory": f"{self.memory}m",
+            "spark.cores.max": str(self.executors * self.cores),
+            "spark.scheduler.minRegisteredResourcesRatio": "1",
+            "spark.scheduler.maxRegisteredResourcesWaitingTime": "120s",
+        }
 
     def prepare(self, folder: Path, spark_home: Path, java: Path) -> dict[str, str]:
         """Make a home for the executors in a private folder, and return the environment with which they find it."""

@@ -198,10 +198,11 @@ def rank_and_executor() -> tuple[int, int, str]:
     return int(os.environ["RANK"]), os.getppid(), os.environ["SPARKGAP_RUN_ID"]
 
 
+@pytest.mark.timeout(600)  # three JVMs
 def test_a_cluster_of_one_machine_runs_executors_and_leaves_nothing_in_the_installation() -> None:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     before = sorted(os.listdir(spark_home()))
-    with LocalServer("local-cluster[2,1,1024]") as server:
+    with LocalServer("local-cluster[2,1,1024]", start_timeout=300) as server:
         spark = SparkSession.builder.remote(server.url).create()
         processes = family(server.pid)
         executors = [each for each in processes if "CoarseGrainedExecutorBackend" in " ".join(each.cmdline())]
