@@ -208,10 +208,9 @@ class PredictFunction:
         """What `make_predict_fn` is now; columns of one content share their bytes."""
         what, needs = f"make_predict_fn ({self._name})", Needs()
         try:
-            data = codec.pickled(self.func, what, note=needs)
+            payload, data = codec.apart(self.func, what, note=needs)
         except codec.NotPicklable as error:
             raise PlanError(str(error)) from error
-        payload = codec.versions()
         luggage = with_function(self._modules, needs, what)
         payload.modules.extend(luggage.modules)
         payload.files.extend(luggage.files)
