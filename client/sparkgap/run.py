@@ -13,7 +13,7 @@ from sparkgap_protos.v1 import plan_pb2 as pb
 from sparkgap_protos.v1 import run_pb2
 
 from sparkgap import channel, metrics, view
-from sparkgap.errors import PlanError, ProtocolError, RunCancelledError, RunLostError, TrainingError
+from sparkgap.errors import PlanError, ProtocolError, RunCancelledError, RunLostError, TrainingError, VersionError
 from sparkgap.logs import Cursor, Logs, Loss
 
 if TYPE_CHECKING:
@@ -207,6 +207,8 @@ class Run:
             The run goes on after `timeout` seconds.
         TrainingError, RunCancelledError, RunLostError
             The run has no value.
+        VersionError
+            The run has succeeded, and its value holds bytecode of another minor version of Python.
         """
         self._await(timeout)
         if (error := self._error()) is not None:
@@ -310,6 +312,12 @@ class Run:
         try:
             value = pb.Payload.FromString(data)
             return [codec.unpack(each) for each in value.ranks] if value.ranks else codec.unpack(value)
+        except codec.WrongPython as error:
+            raise VersionError(
+                f"run {self.id} has succeeded, but its value cannot be opened here: it holds a function or class as bytecode of Python "
+                f"{error.python}, this client runs Python {codec.PYTHON}. Return plain Python or NumPy values, or open it from Python "
+                f"{error.python}: sparkgap.attach(spark, {self.id!r}).result()"
+            ) from error
         except ModuleNotFoundError as error:
             raise PlanError(
                 f"the value of run {self.id} cannot be opened here, because this client has no module {error.name!r}: return plain "

@@ -29,7 +29,13 @@ class NotPicklable(ValueError):
 
 
 class WrongPython(RuntimeError):
-    """A payload holds bytecode of another minor version of Python, which means something else here."""
+    """A payload holds bytecode of another minor version of Python, `python`, which means something else here."""
+
+    def __init__(self, python: str) -> None:
+        super().__init__(
+            f"it holds bytecode of Python {python}, and this is Python {PYTHON}: both need the same minor version"
+        )
+        self.python = python
 
 
 def pack(value: object, what: str, parts: Mapping[str, object] | None = None, note: Note | None = None) -> pb.Payload:
@@ -107,9 +113,7 @@ def unpack(payload: pb.Payload, file: IO[bytes] | None = None) -> Any:
         Before anything is unpickled.
     """
     if payload.python != PYTHON and not payload.portable:
-        raise WrongPython(
-            f"pickled by Python {payload.python}, opened by Python {PYTHON}: both need the same minor version"
-        )
+        raise WrongPython(payload.python)
     return pickle.loads(payload.data) if file is None else pickle.load(file)
 
 

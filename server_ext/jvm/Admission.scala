@@ -44,7 +44,7 @@ final class Admission(sc: SparkContext, settings: Settings, sessionConf: Map[Str
       s"${settings.maxPlanBytes}: write large arguments to storage and pass their path")
     val confBytes = sessionConf.map { case (name, value) => 1L * name.length + value.length }.sum
     if (confBytes > MaxConfBytes) throw Refused.plan(s"the session's own settings have $confBytes characters, $MaxConfBytes may travel with a run")
-    if (plan.has("function")) Nodes.unlessOpenable(plan.message("function").string("python"), settings.startTimeoutMillis)
+    if (plan.has("function")) Nodes.unlessOpenable(plan.message("function"), settings.startTimeoutMillis)
     unlessUnsafe()
     val (demand, ranksPerTask) = layout(plan, size)
     unlessTooFewSlots(demand, size)

@@ -74,7 +74,7 @@ class TestPackAndUnpack:
         with pytest.raises(codec.WrongPython) as refusal:
             codec.unpack(payload)
         assert str(refusal.value) == (
-            f"pickled by Python 3.9, opened by Python {codec.PYTHON}: both need the same minor version"
+            f"it holds bytecode of Python 3.9, and this is Python {codec.PYTHON}: both need the same minor version"
         )
 
 
@@ -353,7 +353,7 @@ class TestPortable:
         payload = codec.pack(values[kind], "value")
         monkeypatch.setattr(codec, "PYTHON", "3.99")
         assert not payload.portable
-        with pytest.raises(codec.WrongPython, match=r"opened by Python 3\.99"):
+        with pytest.raises(codec.WrongPython, match=r"this is Python 3\.99"):
             codec.unpack(payload)
 
     def test_a_payload_of_a_release_that_did_not_say_is_taken_for_one_with_bytecode(self):
