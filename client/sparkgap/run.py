@@ -39,15 +39,6 @@ class Listener(Protocol):
         """Take note of what the run waits for; called when that has changed."""
 
 
-def submit(session: SparkSession, plan: pb.TrainPlan) -> Run:
-    """Send a plan and return its run; the server takes the same plan under the same id as the same run."""
-    channel.require_sendable(plan, f"the plan of {plan.name}")
-    for reply in channel.execute(session, submit=pb.SubmitRun(plan=plan)):
-        if reply.HasField("status"):
-            return Run(session, reply.status)
-    raise ProtocolError("the server did not say what became of the plan")
-
-
 def attach(spark: SparkSession, run_id: str) -> Run:
     """Take up a run of this user again, from any client.
 
