@@ -30,7 +30,8 @@ def script(path: Path, args: tuple[Any, ...], kwargs: dict[str, Any], chosen: Ch
     for index, argument in enumerate(args):
         if (advice := unsendable.advice(type(argument))) is not None:
             raise PlanError(
-                f"argument {index} of the script is a {type(argument).__module__}.{type(argument).__qualname__}, of which it would get a text. {advice}"
+                f"argument {index} of the script is a {type(argument).__module__}.{type(argument).__qualname__}, of which it would get a text. "
+                f"{advice}"
             )
     packed = _folder(path, chosen) if path.is_dir() else _file(path, chosen)
     packed.arguments.extend(str(argument) for argument in args)

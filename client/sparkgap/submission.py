@@ -1,4 +1,4 @@
-"""One call's request for a run, for distributor.py: sends the plan, and takes it back when a Ctrl-C strikes before the call is through.
+"""One call's request for a run, for distributor.py: sends the plan, and takes it back when the call ends before its run.
 
 The request goes on in a thread of its own (background.py): it may not have been sent, be on its way, wait at the server for executors, or be a run
 already. Nobody here knows which, so the server is told to end whatever has come from this call, and to remember that for what is still to come
@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 from sparkgap_protos.v1 import plan_pb2 as pb
 
 from sparkgap import background, channel
-from sparkgap.errors import ProtocolError, RunNotFoundError
+from sparkgap.errors import ProtocolError, RunCancelledError, RunNotFoundError, SparkgapError
 from sparkgap.run import Listener, Run
 
 if TYPE_CHECKING:
     from pyspark.sql.connect.session import SparkSession
 
 _CANCEL_SECONDS = 10.0
-_REASON = "interrupted at the client (Ctrl-C)"
+_INTERRUPTED = "interrupted at the client (Ctrl-C)"
 
 
 class Submission:
@@ -35,7 +35,7 @@ class Submission:
         self._told = False
 
     def sent(self) -> Run:
-        """The run, as soon as the server has it. A Ctrl-C takes back what this call has started, and is raised again.
+        """The run, as soon as the server has it. A Ctrl-C, and an error that leaves open what has arrived, takes back what this call has started.
 
         Raises
         ------
@@ -59,17 +59,28 @@ class Submission:
         try:
             return work()
         except KeyboardInterrupt:
-            while (
-                self._taking_back is None
-            ):  # a second Ctrl-C may strike anywhere in here; taking back twice does no harm
+            # A second Ctrl-C may strike anywhere in here. To take back twice does no harm.
+            while self._taking_back is None:
                 try:
-                    self._take_back()
+                    self._take_back(_INTERRUPTED).wait()
                 except KeyboardInterrupt:
                     continue
             if not self._told:
                 raise KeyboardInterrupt(
                     f"the server has not said whether run {self._id} has ended: sparkgap.attach(spark, {self._id!r}).cancel() ends it"
                 ) from self._taking_back.error
+            raise
+        except SparkgapError:
+            raise
+        except Exception as error:
+            # Of Spark's client or its connection: what has been sent may have arrived all the same.
+            if not self._followed:
+                taking_back = self._take_back(f"its client got no answer: {type(error).__name__}")
+                if channel.is_interrupt(error):
+                    taking_back.wait()
+                    raise RunCancelledError(
+                        f"run {self._id} was cancelled before it was there, by an interrupt through Spark: {error}"
+                    ) from error
             raise
 
     @property
@@ -83,11 +94,11 @@ class Submission:
                 return Run(self._session, reply.status)
         raise ProtocolError("the server did not say what became of the plan")
 
-    def _take_back(self) -> None:
+    def _take_back(self, reason: str) -> background.Errand:
         submission = "" if self._followed else self._request.submission
-        cancel = pb.CancelRun(run_id=self._id, reason=_REASON, submission=submission)
+        cancel = pb.CancelRun(run_id=self._id, reason=reason, submission=submission)
         self._taking_back = background.Errand(lambda: self._end(cancel), _CANCEL_SECONDS)
-        self._taking_back.wait()
+        return self._taking_back
 
     def _end(self, cancel: pb.CancelRun) -> None:
         try:

@@ -9,7 +9,7 @@ import time
 
 import pytest
 from sparkgap import background, channel, submission
-from sparkgap.errors import RunNotFoundError
+from sparkgap.errors import PlanError, RunCancelledError, RunNotFoundError
 from sparkgap.progress import Console
 from sparkgap.submission import Submission
 from sparkgap_protos.v1 import plan_pb2 as pb
@@ -106,7 +106,9 @@ def test_a_second_interrupt_ends_the_wait_and_not_the_cancel(monkeypatch, a_subm
     held.set()
     assert a_submission._taking_back.wait()
     assert a_submission._told
-    assert server.cancels == [("r", token(a_submission))]
+    assert set(server.cancels) == {
+        ("r", token(a_submission))
+    }  # twice where the second struck before the first had a thread
 
 
 def test_a_server_that_is_gone_leaves_a_text_and_its_error(monkeypatch, a_submission, held):
@@ -150,12 +152,40 @@ def test_an_older_server_that_knows_no_such_run_has_answered(monkeypatch, a_subm
 
 def test_an_error_of_the_plan_is_raised_as_it_is_and_cancels_nothing(monkeypatch, a_submission):
     def refused():
-        raise ValueError("no such thing")
+        raise PlanError("no such thing")
 
     server = Server(monkeypatch, submit=refused)
-    with pytest.raises(ValueError, match="no such thing"):
+    with pytest.raises(PlanError, match="no such thing"):
         a_submission.sent()
     assert server.cancels == []
+
+
+def test_an_error_of_the_connection_takes_the_call_back_without_a_wait(monkeypatch, a_submission, held):
+    def lost():
+        raise ConnectionError("reset by peer")
+
+    server = Server(monkeypatch, submit=lost, cancel=lambda: held.wait(30))
+    with pytest.raises(ConnectionError, match="reset by peer"):
+        a_submission.sent()
+    held.set()
+    assert a_submission._taking_back.wait()
+    assert server.cancels == [("r", token(a_submission))]
+
+
+def test_an_interrupt_through_spark_before_the_answer_is_a_cancelled_run(monkeypatch, a_submission):
+    class Interrupted(Exception):
+        def getCondition(self):
+            return "OPERATION_CANCELED"
+
+    def interrupted():
+        raise Interrupted("interruptAll")
+
+    server = Server(monkeypatch, submit=interrupted)
+    with pytest.raises(
+        RunCancelledError, match="run r was cancelled before it was there, by an interrupt through Spark: interruptAll"
+    ):
+        a_submission.sent()
+    assert server.cancels == [("r", token(a_submission))]
 
 
 def interrupt_inside_of_sent(signum, frame):
