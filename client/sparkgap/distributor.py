@@ -138,9 +138,11 @@ class TorchDistributor:
         Raises
         ------
         PlanError
-            Function or arguments cannot be pickled, with the culprit's name, or the plan can never work. Nothing was started.
+            Function or arguments cannot be pickled, or hold what works in this process alone (a session, a DataFrame), with the culprit's name, or
+            the plan can never work. Nothing was started.
         ExtensionError
-            The server lacks the extension, versions do not fit (`VersionError`) or the cluster cannot hold the ranks (`ResourceError`).
+            The server lacks the extension, versions do not fit (`VersionError`) or the cluster cannot hold the ranks (`ResourceError`). Another minor
+            version of Python runs scripts and functions of modules, and opens values without functions and classes of its own in them.
         TrainingError
             A rank failed; its own exception is the cause.
         RunCancelledError

@@ -173,7 +173,7 @@ class PredictFunction:
         Raises
         ------
         PlanError
-            `make_predict_fn` cannot be pickled, with the culprit's name.
+            `make_predict_fn` cannot be pickled, or holds what works in this process alone (a session, a DataFrame), with the culprit's name.
         ExtensionError
             A column belongs to a classic session.
         """
