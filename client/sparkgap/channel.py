@@ -121,7 +121,7 @@ def connection(url: str, seconds: float = 8.0) -> Iterator[SparkSession]:
     try:
         client.set_retry_policies([])
         _await_connection(client, place, seconds)
-        assert session.version  # the first call: a wrong token fails here
+        client._analyze(method="spark_version")  # the first call: a wrong token fails here
         session.release_session_on_close = True
         client.set_retry_policies([DefaultPolicy(max_retries=8, max_backoff=4000)])
         yield session

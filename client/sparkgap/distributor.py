@@ -18,8 +18,9 @@ from sparkgap.errors import PlanError
 from sparkgap.folders import name_of
 from sparkgap.modules import Chosen, Modules, Needs, checked, with_function
 from sparkgap.progress import Console
-from sparkgap.run import Run, submit
+from sparkgap.run import Run
 from sparkgap.scripts import script
+from sparkgap.submission import Submission
 
 if TYPE_CHECKING:
     from pyspark.sql.connect.session import SparkSession
@@ -165,7 +166,8 @@ class TorchDistributor:
     def run(self, train_object: Callable[..., Any] | str | Path, *args: Any, **kwargs: Any) -> Any:
         """Train, show the ranks' output and progress while waiting, and return what rank 0 returned, or what all ranks did.
 
-        Blocks until the run ends. Ctrl-C cancels the run on the cluster. Losing the client does not.
+        Blocks until the run ends. Ctrl-C cancels the run on the cluster, at whatever moment; KeyboardInterrupt has a text where the server could not
+        be told within 10 s. Losing the client cancels nothing.
 
         Parameters
         ----------
@@ -186,9 +188,11 @@ class TorchDistributor:
         Raises
         ------
         PlanError
-            Function or arguments cannot be pickled, with the culprit's name, or the plan can never work. Nothing was started.
+            Function or arguments cannot be pickled, or hold what works in this process alone (a session, a DataFrame), with the culprit's name, or
+            the plan can never work. Nothing was started.
         ExtensionError
-            The server lacks the extension, versions do not fit (`VersionError`) or the cluster cannot hold the ranks (`ResourceError`).
+            The server lacks the extension, versions do not fit (`VersionError`) or the cluster cannot hold the ranks (`ResourceError`). Another minor
+            version of Python runs scripts and functions of modules, and opens values without functions and classes of its own in them.
         TrainingError
             A rank failed; its own exception is the cause.
         RunCancelledError
@@ -200,24 +204,26 @@ class TorchDistributor:
         SessionEndedError
             The session is over, the run is not; the text says how to take it up again.
         """
-        run = self.submit(train_object, *args, **kwargs)
+        submission = self._submission(train_object, args, kwargs)
         with Console() as console:
-            try:
-                run._follow_to_end(console)
-            except KeyboardInterrupt:
-                run.cancel("interrupted at the client (Ctrl-C)")
-                run.wait(timeout=10)
-                raise
+            run = submission.followed(console)
         return run.result()
 
     def submit(self, train_object: Callable[..., Any] | str | Path, *args: Any, **kwargs: Any) -> Run:
         """Start the run and return at once; takes and raises what `run` does, except for what happens after the start.
+
+        Ctrl-C before it has returned takes the run back, unless it was there before this call.
 
         Returns
         -------
         Run
             Owned by the server: it goes on when this process ends.
         """
+        return self._submission(train_object, args, kwargs).sent()
+
+    def _submission(
+        self, train_object: Callable[..., Any] | str | Path, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Submission:
         session = channel.connect_session(self._spark)
         plan = pb.TrainPlan(
             run_id=self._run_id or uuid.uuid4().hex,
@@ -240,7 +246,7 @@ class TorchDistributor:
             raise PlanError(
                 f"train_object has to be a function or the path of a script or folder, got a {type(train_object).__qualname__}"
             )
-        return submit(session, plan)
+        return Submission(session, plan)
 
 
 def _per_rank(resources: Mapping[str, int] | None, use_gpu: bool) -> pb.RankResources | None:

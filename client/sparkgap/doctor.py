@@ -129,10 +129,11 @@ def _python(said: list[run_pb2.ExecutorReport], client: Client) -> Check:
     theirs = others[0].python
     return Check(
         "Python",
-        PROBLEM,
+        WARNING,
         f"{ours} here, {_versions(each.python for each in said)} on the workers",
-        f"use a client with Python {theirs}, or set spark.sparkgap.python on the server to a Python {ours} with sparkgap[server]: "
-        "both sides need the same minor version",
+        "scripts run, and functions of modules, whose source travels; functions and classes that a script or notebook defines are refused, "
+        f"as bytecode needs the same minor version on both sides: for these use a client with Python {theirs}, or set spark.sparkgap.python on "
+        f"the server to a Python {ours} with sparkgap[server]",
     )
 
 

@@ -180,7 +180,7 @@ class PredictFunction:
         Raises
         ------
         PlanError
-            `make_predict_fn` cannot be pickled, with the culprit's name.
+            `make_predict_fn` cannot be pickled, or holds what works in this process alone (a session, a DataFrame), with the culprit's name.
         ExtensionError
             A column belongs to a classic session.
         """
@@ -215,10 +215,9 @@ class PredictFunction:
         """What `make_predict_fn` is now; columns of one content share their bytes."""
         what, needs = f"make_predict_fn ({self._name})", Needs()
         try:
-            data = codec.pickled(self.func, what, note=needs)
+            payload, data = codec.apart(self.func, what, note=needs)
         except codec.NotPicklable as error:
             raise PlanError(str(error)) from error.__cause__
-        payload = codec.versions()
         luggage = with_function(self._modules, needs, what)
         payload.modules.extend(luggage.modules)
         payload.files.extend(luggage.files)

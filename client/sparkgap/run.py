@@ -22,6 +22,7 @@ from sparkgap.errors import (
     RunLostError,
     SessionEndedError,
     TrainingError,
+    VersionError,
 )
 from sparkgap.logs import Cursor, Logs, Loss
 
@@ -46,15 +47,6 @@ class Listener(Protocol):
 
     def waits(self, status: run_pb2.RunStatus) -> None:
         """Take note of what the run waits for; called when that has changed."""
-
-
-def submit(session: SparkSession, plan: pb.TrainPlan) -> Run:
-    """Send a plan and return its run; the server takes the same plan under the same id as the same run."""
-    channel.require_sendable(plan, f"the plan of {plan.name}")
-    for reply in channel.execute(session, submit=pb.SubmitRun(plan=plan)):
-        if reply.HasField("status"):
-            return Run(session, reply.status)
-    raise ProtocolError("the server did not say what became of the plan")
 
 
 @entrance
@@ -223,6 +215,8 @@ class Run:
             The run has no value.
         ResultError
             Its value cannot be opened here.
+        VersionError
+            The run has succeeded, and its value holds bytecode of another minor version of Python.
         """
         self._await(timeout)
         if (error := self._error()) is not None:
@@ -348,6 +342,12 @@ class Run:
     def _opened(self, value: pb.Payload, rank: int) -> Any:
         try:
             return codec.unpack(value)
+        except codec.WrongPython as error:
+            raise VersionError(
+                f"run {self.id} has succeeded, but its value cannot be opened here: it holds a function or class as bytecode of Python "
+                f"{error.python}, this client runs Python {codec.PYTHON}. Return plain Python or NumPy values, or open it from Python "
+                f"{error.python}: sparkgap.attach(spark, {self.id!r}).result()"
+            ) from error
         except Exception as error:
             raise ResultError(
                 f"run {self.id} has succeeded, but what rank {rank} returned cannot be opened here: {type(error).__name__}: {error}. "

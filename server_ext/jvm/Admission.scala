@@ -30,12 +30,17 @@ final case class Gang(
   def pool: Option[String] = sessionConf.get("spark.scheduler.pool")
 }
 
+object Admission {
+  def unlessNoId(key: RunKey): Unit = if (!key.id.matches("[A-Za-z0-9._-]{1,128}"))
+    throw Refused.plan(s"run id '${key.id.take(200)}': 1 to 128 letters, digits, '.', '_' and '-' are allowed")
+}
+
 final class Admission(sc: SparkContext, settings: Settings, sessionConf: Map[String, String]) {
   private val MaxConfBytes = 1L << 20
 
   def admit(key: RunKey, plan: DynamicMessage): (Gang, Demand) = {
     val size = plan.int("num_processes")
-    if (!key.id.matches("[A-Za-z0-9._-]{1,128}")) throw Refused.plan(s"run id '${key.id.take(200)}': 1 to 128 letters, digits, '.', '_' and '-' are allowed")
+    Admission.unlessNoId(key)
     if (size < 1) throw Refused.plan(s"num_processes is $size: at least 1 rank is needed")
     if (plan.int("max_failures") < 0) throw Refused.plan("max_failures is more than a server counts to")
     if (plan.choice("body").isEmpty) throw Refused.plan("the plan has neither a function nor a script")
@@ -44,7 +49,7 @@ final class Admission(sc: SparkContext, settings: Settings, sessionConf: Map[Str
       s"${settings.maxPlanBytes}: write large arguments to storage and pass their path")
     val confBytes = sessionConf.map { case (name, value) => 1L * name.length + value.length }.sum
     if (confBytes > MaxConfBytes) throw Refused.plan(s"the session's own settings have $confBytes characters, $MaxConfBytes may travel with a run")
-    if (plan.has("function")) Nodes.unlessOpenable(plan.message("function").string("python"), settings.startTimeoutMillis)
+    if (plan.has("function")) Nodes.unlessOpenable(plan.message("function"), settings.startTimeoutMillis)
     unlessUnsafe()
     val (demand, ranksPerTask) = layout(plan, size)
     unlessTooFewSlots(demand, size)

@@ -72,7 +72,11 @@ CASES = {
         {"executors": [executor(0), executor(1, python="")]}, "nurseries", WARNING, "1 executor of 2", "executor 1 on node-1",
     ),
     "another Python": (
-        {"executors": [executor(python="3.12")]}, "Python", PROBLEM, "3.11 here, 3.12 on the workers",
+        {"executors": [executor(python="3.12")]}, "Python", WARNING, "3.11 here, 3.12 on the workers",
+        "scripts run, and functions of modules, whose source travels; functions and classes that a script or notebook defines are refused",
+    ),
+    "another Python, for functions": (
+        {"executors": [executor(python="3.12")]}, "Python", WARNING, "3.11 here, 3.12 on the workers",
         "client with Python 3.12, or set spark.sparkgap.python on the server to a Python 3.11",
     ),
     "another sparkgap": (

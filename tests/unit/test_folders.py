@@ -258,3 +258,19 @@ class TestAFolderAsAScript:
             PlanError, match=r"the folder .*/project has no __main__\.py, .*run as by `python .*/project`"
         ):
             script(tree("project/train.py") / "project", (), {}, checked(None))
+
+
+def test_a_script_gets_no_text_of_a_dataframe_as_its_argument(tree):
+    from pyspark.sql.connect.dataframe import DataFrame
+
+    root = tree("train.py")
+    with pytest.raises(
+        PlanError,
+        match=r"argument 1 of the script is a pyspark\.sql\.connect\.dataframe\.DataFrame, of which .* Write it to",
+    ):
+        script(root / "train.py", ("--data", object.__new__(DataFrame)), {}, checked(None))
+    assert list(script(root / "train.py", ("--lr", 0.1, root), {}, checked(None)).arguments) == [
+        "--lr",
+        "0.1",
+        str(root),
+    ]

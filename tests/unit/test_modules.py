@@ -376,7 +376,7 @@ class TestTheDigest:
 
     def test_the_pickle_is_the_same_with_and_without_a_note(self):
         value = ({"a": [1, 2]}, TestChosen, by_value("def main(): return 1"))
-        assert codec.pickled(value, "value", note=Needs()) == codec.pickled(value, "value")
+        assert codec.apart(value, "value", note=Needs())[1] == codec.apart(value, "value")[1]
 
 
 INSTALL = """
