@@ -5,7 +5,9 @@ A KeyboardInterrupt that strikes inside gRPC's Python code can leave one of the 
 
 from __future__ import annotations
 
+import atexit
 import threading
+import time
 from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
@@ -26,7 +28,7 @@ def stream(start: Callable[[], Iterator[T]]) -> Iterator[T]:
 
     def work() -> None:
         try:
-            for item in start():
+            for item in () if abandoned.is_set() else start():
                 handed.put(item)
                 if abandoned.is_set():
                     return
@@ -35,8 +37,8 @@ def stream(start: Callable[[], Iterator[T]]) -> Iterator[T]:
         else:
             handed.put(_END)
 
-    threading.Thread(target=work, name="sparkgap-channel", daemon=True).start()
     try:
+        threading.Thread(target=work, name="sparkgap-channel", daemon=True).start()
         while (item := _next(handed)) is not _END:
             if isinstance(item, _Raised):
                 raise item.error
@@ -52,6 +54,40 @@ def _next(handed: SimpleQueue[Any]) -> Any:
             return handed.get(timeout=_WAKE_SECONDS)
         except Empty:
             continue
+
+
+class Errand:
+    """Something that is begun at once and done even where a Ctrl-C ends its caller's wait: the end of the process waits for it as well.
+
+    Parameters
+    ----------
+    work
+        Called on a thread of its own.
+    seconds
+        How long anybody waits, from now on. The thread goes on after that, as long as the process does.
+    """
+
+    def __init__(self, work: Callable[[], None], seconds: float) -> None:
+        self.error: BaseException | None = None
+        self._work = work
+        self._deadline = time.monotonic() + seconds
+        self._done = threading.Event()
+        threading.Thread(target=self._do, name="sparkgap-errand", daemon=True).start()
+        atexit.register(self.wait)
+
+    def wait(self) -> bool:
+        """Until it is done or its seconds are over; says whether it is done."""
+        while not self._done.wait(_WAKE_SECONDS) and time.monotonic() < self._deadline:
+            pass
+        return self._done.is_set()
+
+    def _do(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:
+            self.error = error
+        finally:
+            self._done.set()
 
 
 class _Raised:

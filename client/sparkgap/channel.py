@@ -17,12 +17,24 @@ from sparkgap_protos.v1 import plan_pb2 as pb
 from sparkgap_protos.v1 import run_pb2
 
 from sparkgap import background
-from sparkgap.errors import ExtensionError, PlanError, ProtocolError, UnreachableError, VersionError, refusal
+from sparkgap.errors import (
+    ExtensionError,
+    PlanError,
+    ProtocolError,
+    SessionEndedError,
+    SparkgapError,
+    UnreachableError,
+    VersionError,
+    refusal,
+)
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
     from pyspark.sql.connect.client import SparkConnectClient
     from pyspark.sql.connect.session import SparkSession
+
+#: How Spark says that a session is over, on either side. It reads SESSION_NOT_FOUND out of an answer to a stream that it takes up again, too.
+_ENDED = re.compile(r"INVALID_HANDLE\.SESSION_\w+|NO_ACTIVE_SESSION|incorrect server side session identifier")
 
 _MISSING = re.compile(r"No handler found for extension|CONNECT_INVALID_PLAN\.(EXTENSION|NO_HANDLER)", re.IGNORECASE)
 
@@ -109,7 +121,7 @@ def connection(url: str, seconds: float = 8.0) -> Iterator[SparkSession]:
     try:
         client.set_retry_policies([])
         _await_connection(client, place, seconds)
-        assert session.version  # the first call: a wrong token fails here
+        client._analyze(method="spark_version")  # the first call: a wrong token fails here
         session.release_session_on_close = True
         client.set_retry_policies([DefaultPolicy(max_retries=8, max_backoff=4000)])
         yield session
@@ -181,7 +193,7 @@ def execute(session: SparkSession, **kind: Message) -> Iterator[run_pb2.Reply]:
     """Send one command and give out its replies as they arrive; a refusal is raised."""
     command = pb.Command(protocol=PROTOCOL, client=client_name(), **kind)  # type: ignore[arg-type]
     client = session.client
-    with translated():
+    with translated(client):
         request = client._execute_plan_request_with_metadata()
         request.plan.command.extension.Pack(command)
         for response in background.stream(lambda: client._execute_and_fetch_as_iterator(request, {})):
@@ -290,7 +302,7 @@ def _ask(client: SparkConnectClient, **kind: Message) -> run_pb2.Reply:
             _established.add(client)
         yield from client._get_operation_statuses(operation_ids=None, request_extensions=[query]).extensions
 
-    with translated():
+    with translated(client):
         for extension in background.stream(ask_once):
             return _reply(extension)
     raise _missing()
@@ -319,13 +331,23 @@ def _missing() -> ExtensionError:
 
 
 @contextmanager
-def translated() -> Iterator[None]:
-    """Turn the server's word that nobody handles our messages into an `ExtensionError`; other errors of Spark pass."""
+def translated(client: SparkConnectClient) -> Iterator[None]:
+    """Turn the server's word that nobody handles our messages, and Spark's that the session is over, into errors of ours; others of Spark pass."""
     from pyspark.errors.exceptions.connect import SparkConnectGrpcException
 
     try:
         yield
-    except SparkConnectGrpcException as error:
-        if _MISSING.search(str(error)):
+    except SparkgapError:
+        raise
+    except Exception as error:
+        ended = _ENDED.search(str(error))
+        if ended or client.is_closed:
+            why = ended[0] if ended else f"{type(error).__name__}: {error}"
+            raise SessionEndedError(
+                f"this client's Spark session is over ({why}): sessions end when they are stopped, after "
+                "spark.connect.session.manager.defaultSessionTimeout without a call, and with their server. Create another one with "
+                'SparkSession.builder.remote("sc://HOST:PORT").create()'
+            ) from error
+        if isinstance(error, SparkConnectGrpcException) and _MISSING.search(str(error)):
             raise _missing() from error
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 from collections.abc import Callable, Mapping
@@ -12,12 +13,14 @@ from sparkgap_protos import codec
 from sparkgap_protos.v1 import plan_pb2 as pb
 
 from sparkgap import channel
+from sparkgap.entrance import entrance
 from sparkgap.errors import PlanError
 from sparkgap.folders import name_of
 from sparkgap.modules import Chosen, Modules, Needs, checked, with_function
 from sparkgap.progress import Console
-from sparkgap.run import Run, submit
+from sparkgap.run import Run
 from sparkgap.scripts import script
+from sparkgap.submission import Submission
 
 if TYPE_CHECKING:
     from pyspark.sql.connect.session import SparkSession
@@ -26,6 +29,7 @@ _MOST_FAILURES = 1_000_000
 _MOST_RESOURCES = 1 << 20
 
 
+@entrance
 class TorchDistributor:
     """Runs PyTorch training on the cluster of a Spark Connect session; a drop-in for `pyspark.ml.torch.distributor.TorchDistributor`.
 
@@ -39,7 +43,9 @@ class TorchDistributor:
     local_mode
         True: all ranks in one task, so on one node of the cluster, never at the client. False: one barrier task for each GPU share or CPU rank.
     use_gpu
-        True: one GPU a rank, as Spark assigns them to the task. False: the ranks see no GPU.
+        True: one GPU a rank, as Spark assigns them to the task. False: the ranks see no GPU. More ranks in local mode than one task can have GPUs are
+        refused (`ResourceError`) with the number that would do. pyspark lowers `num_processes` there with a warning; a run of another
+        world size has another batch size than the one asked for, and a program that counts on its number of devices waits for ever.
     spark
         Spark Connect session; the active one by default.
     name
@@ -61,16 +67,42 @@ class TorchDistributor:
         By default those of the user's own project that it needs: found from what it refers to and, without running them, from the import
         statements in them, as far as they are files of Python source outside site-packages. They go before what the workers have
         installed. A module that is imported by a computed name has to be given. [] sends none.
+        With the modules of a package travel the data files beside them, ``Path(__file__).parent / "conf.json"`` for example: all in the same folders
+        and in folders below that hold no Python, but for hidden ones, notebooks and links; none where a package has more than 200 of them or 4 MiB.
+        What lies beside a module of no package, or beside a script, has to be given as a path.
         A `pathlib.Path` is a file or folder that travels as it is, under its own name, beside a script and first on ``sys.path``; a function finds it
         in `sparkgap.files`. Paths alone leave the search for modules on. Of a folder all regular files travel, without their permissions, but
         for ``*.pyc``, what is in ``__pycache__``, in folders whose name begins with a dot, and in virtual environments; a link has to stay
         inside. All together at most 16 MiB and 2000 files.
 
+    Attributes
+    ----------
+    num_processes, local_mode, use_gpu
+        As given. What they are when `run` or `submit` is called counts.
+    input_params : dict
+        These three by name, as they are now; a copy.
+    spark : SparkSession
+        The session that runs are submitted through.
+    is_remote : bool
+        True: the session is always one of Spark Connect.
+    ssl_conf : str
+        The setting of a session that lets ranks talk in the clear on a cluster with ``spark.ssl.enabled``.
+    logger : logging.Logger
+        Named as pyspark's. Nothing is written to it: output arrives in `run`, and what pyspark warns of there is refused with a sentence.
+
     Raises
     ------
     PlanError
         An argument can never work (also a ValueError).
+
+    Notes
+    -----
+    pyspark's `num_tasks` and `is_spark_local_master` are absent: the server knows them, and decides on tasks when the run arrives; creating a
+    distributor contacts nobody. pyspark's private methods are absent, too.
     """
+
+    ssl_conf = "pytorch.spark.distributor.ignoreSsl"
+    is_remote = True
 
     def __init__(
         self,
@@ -100,6 +132,7 @@ class TorchDistributor:
         self.num_processes = num_processes
         self.local_mode = bool(local_mode)
         self.use_gpu = bool(use_gpu)
+        self.logger = logging.getLogger(type(self).__name__)
         self._spark = spark
         self._name = name
         self._run_id = run_id
@@ -112,10 +145,29 @@ class TorchDistributor:
     def __repr__(self) -> str:
         return f"TorchDistributor(num_processes={self.num_processes}, local_mode={self.local_mode}, use_gpu={self.use_gpu})"
 
+    @property
+    def input_params(self) -> dict[str, Any]:
+        """What was asked for, by the names of pyspark's arguments."""
+        return {"num_processes": self.num_processes, "local_mode": self.local_mode, "use_gpu": self.use_gpu}
+
+    @property
+    def spark(self) -> SparkSession:
+        """The session given, or the active one.
+
+        Raises
+        ------
+        PlanError
+            There is none.
+        ExtensionError
+            It is a classic one.
+        """
+        return channel.connect_session(self._spark)
+
     def run(self, train_object: Callable[..., Any] | str | Path, *args: Any, **kwargs: Any) -> Any:
         """Train, show the ranks' output and progress while waiting, and return what rank 0 returned, or what all ranks did.
 
-        Blocks until the run ends. Ctrl-C cancels the run on the cluster. Losing the client does not.
+        Blocks until the run ends. Ctrl-C cancels the run on the cluster, at whatever moment; KeyboardInterrupt has a text where the server could not
+        be told within 10 s. Losing the client cancels nothing.
 
         Each rank starts in an empty working directory of its own, which is removed after its end: relative paths of two ranks do not meet, and what
         has to stay is written to storage outside, by an absolute path or a URL. Files that a rank leaves there are named with their sizes in its
@@ -143,34 +195,42 @@ class TorchDistributor:
         Raises
         ------
         PlanError
-            Function or arguments cannot be pickled, with the culprit's name, or the plan can never work. Nothing was started.
+            Function or arguments cannot be pickled, or hold what works in this process alone (a session, a DataFrame), with the culprit's name, or
+            the plan can never work. Nothing was started.
         ExtensionError
-            The server lacks the extension, versions do not fit (`VersionError`) or the cluster cannot hold the ranks (`ResourceError`).
+            The server lacks the extension, versions do not fit (`VersionError`) or the cluster cannot hold the ranks (`ResourceError`). Another minor
+            version of Python runs scripts and functions of modules, and opens values without functions and classes of its own in them.
         TrainingError
             A rank failed; its own exception is the cause.
         RunCancelledError
             Somebody cancelled the run.
         RunLostError
             The server ended while a run with this id was alive.
+        ResultError
+            The run has succeeded, and its value cannot be opened here, a DDP model for example; the error's ``run`` has logs and metrics.
+        SessionEndedError
+            The session is over, the run is not; the text says how to take it up again.
         """
-        run = self.submit(train_object, *args, **kwargs)
+        submission = self._submission(train_object, args, kwargs)
         with Console() as console:
-            try:
-                run._follow_to_end(console)
-            except KeyboardInterrupt:
-                run.cancel("interrupted at the client (Ctrl-C)")
-                run.wait(timeout=10)
-                raise
+            run = submission.followed(console)
         return run.result()
 
     def submit(self, train_object: Callable[..., Any] | str | Path, *args: Any, **kwargs: Any) -> Run:
         """Start the run and return at once; takes and raises what `run` does, except for what happens after the start.
+
+        Ctrl-C before it has returned takes the run back, unless it was there before this call.
 
         Returns
         -------
         Run
             Owned by the server: it goes on when this process ends.
         """
+        return self._submission(train_object, args, kwargs).sent()
+
+    def _submission(
+        self, train_object: Callable[..., Any] | str | Path, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Submission:
         session = channel.connect_session(self._spark)
         plan = pb.TrainPlan(
             run_id=self._run_id or uuid.uuid4().hex,
@@ -193,7 +253,7 @@ class TorchDistributor:
             raise PlanError(
                 f"train_object has to be a function or the path of a script or folder, got a {type(train_object).__qualname__}"
             )
-        return submit(session, plan)
+        return Submission(session, plan)
 
 
 def _per_rank(resources: Mapping[str, int] | None, use_gpu: bool) -> pb.RankResources | None:
@@ -225,7 +285,7 @@ def _function(
     try:
         payload = codec.pack((function, args, kwargs), f"the function {name}", parts, needs)
     except codec.NotPicklable as error:
-        raise PlanError(str(error)) from error
+        raise PlanError(str(error)) from error.__cause__
     luggage = with_function(chosen, needs, f"the function {name}")
     payload.modules.extend(luggage.modules)
     payload.files.extend(luggage.files)

@@ -129,10 +129,11 @@ def _python(said: list[run_pb2.ExecutorReport], client: Client) -> Check:
     theirs = others[0].python
     return Check(
         "Python",
-        PROBLEM,
+        WARNING,
         f"{ours} here, {_versions(each.python for each in said)} on the workers",
-        f"use a client with Python {theirs}, or set spark.sparkgap.python on the server to a Python {ours} with sparkgap[server]: "
-        "both sides need the same minor version",
+        "scripts run, and functions of modules, whose source travels; functions and classes that a script or notebook defines are refused, "
+        f"as bytecode needs the same minor version on both sides: for these use a client with Python {theirs}, or set spark.sparkgap.python on "
+        f"the server to a Python {ours} with sparkgap[server]",
     )
 
 
@@ -190,7 +191,7 @@ def _gpus(report: run_pb2.ServerReport, settings: Mapping[str, str]) -> Check:
     number = sum(len(each.gpus) for each in seen)
     there = f"{_count(number, 'GPU')} on {_count(len(seen), 'executor')}"
     share = _number(settings.get(key, ""))
-    cut = not report.master.startswith("local")  # Spark can cut tasks of other sizes for a run
+    cut = not _runs_in_the_driver(report.master)  # Spark can cut tasks of other sizes for a run
     if share is None and not number:
         return Check("GPUs", OK, f"none, and {key} is not set: pass use_gpu=False, use_gpu=True is refused")
     if not number:
@@ -208,6 +209,11 @@ def _gpus(report: run_pb2.ServerReport, settings: Mapping[str, str]) -> Check:
     return Check("GPUs", OK, f"{there}, {size}: {trains}")
 
 
+def _runs_in_the_driver(master: str) -> bool:
+    """Spark's own way to tell; ``local-cluster[…]`` has executors."""
+    return master == "local" or master.startswith("local[")
+
+
 def _number(text: str) -> float | None:
     try:
         return float(text)
@@ -221,7 +227,7 @@ def _number(text: str) -> float | None:
 def _training(report: run_pb2.ServerReport, settings: Mapping[str, str]) -> Check:
     found, advice = [], []
     # Spark itself ignores dynamic allocation on a local master.
-    if _true(settings, "spark.dynamicAllocation.enabled") and not report.master.startswith("local"):
+    if _true(settings, "spark.dynamicAllocation.enabled") and not _runs_in_the_driver(report.master):
         found.append(
             "spark.dynamicAllocation.enabled is true, with which Spark runs no barrier stage: training is refused"
         )

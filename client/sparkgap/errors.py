@@ -6,10 +6,12 @@ SparkgapError
 ├── ExtensionError       the operator (also a RuntimeError)
 │   ├── VersionError     versions of Python or of sparkgap do not fit
 │   ├── ResourceError    the cluster cannot hold the plan
+│   ├── SessionEndedError the caller: the session is over, whatever the server still holds; a new one is needed
 │   ├── UnreachableError the server cannot be reached, or lets this client not in; of the command line only
 │   └── ProtocolError    the server answers what this client does not understand
 ├── TrainingError        the user's code: a rank failed (also a RuntimeError)
 │   └── RunLostError     the operator: the server ended while the run was alive
+├── ResultError          the user's code: the run succeeded, and its value cannot be opened here (also a RuntimeError)
 └── RunCancelledError    nobody: somebody cancelled the run (also a RuntimeError)
 
 Errors inside a query, `predict_batch_udf`'s among them, arrive as Spark's own `PythonException` with the user's traceback.
@@ -24,6 +26,8 @@ from sparkgap_protos.v1 import run_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from sparkgap.run import Run
 
 
 class SparkgapError(Exception):
@@ -48,6 +52,10 @@ class VersionError(ExtensionError):
 
 class ResourceError(ExtensionError):
     """The cluster cannot hold the plan: slots, GPUs or settings are missing."""
+
+
+class SessionEndedError(ExtensionError):
+    """The client's Spark session is over: it has expired, was stopped, or its server was started anew. The text says how to go on."""
 
 
 class UnreachableError(ExtensionError):
@@ -149,6 +157,20 @@ class RunLostError(TrainingError):
             "What its ranks had printed and reported until then is in logs() and metrics()",
             status.failures,
         )
+
+
+class ResultError(SparkgapError, RuntimeError):
+    """The run has succeeded, and its value cannot be opened at this client; what went wrong is the `__cause__`.
+
+    Attributes
+    ----------
+    run : Run
+        The run, whose `logs` and `metrics` are there as ever.
+    """
+
+    def __init__(self, message: str, run: Run) -> None:
+        super().__init__(message)
+        self.run = run
 
 
 def what_happened(failure: run_pb2.RankFailure) -> str:

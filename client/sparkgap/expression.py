@@ -12,6 +12,7 @@ from pyspark.sql.connect.expressions import Expression
 from sparkgap_protos.v1 import plan_pb2 as pb
 
 from sparkgap import channel
+from sparkgap.entrance import entrance
 from sparkgap.errors import ExtensionError, PlanError
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class _Prediction(Expression):  # type: ignore[misc]  # pyspark has no types tha
         self._arguments = list(arguments)
         self._large = large
 
+    @entrance
     def to_plan(self, session: SparkConnectClient) -> proto.Expression:
         channel.require_extension(session)
         plan = pb.PredictPlan()

@@ -98,7 +98,7 @@ class _Folder:
         for entry in entries:
             path = Path(entry.path)
             kind = _kind(entry)
-            if stat.S_ISDIR(kind) and not _stays(entry):
+            if stat.S_ISDIR(kind) and not stays(entry):
                 real = self._real(entry)
                 if real in around:
                     raise PlanError(f"{path} leads back to {real}, a folder that it lies in: remove that link")
@@ -127,7 +127,7 @@ def _kind(entry: os.DirEntry[str]) -> int:
         raise _unreadable(error) from error
 
 
-def _stays(entry: os.DirEntry[str]) -> bool:
+def stays(entry: os.DirEntry[str]) -> bool:
     """Whether a folder is none of the project's own: caches, version control, environments."""
     return (
         entry.name.startswith(".")

@@ -8,12 +8,14 @@ from sparkgap_protos.v1 import plan_pb2 as pb
 from sparkgap_protos.v1 import run_pb2
 
 from sparkgap import channel
+from sparkgap.entrance import entrance
 
 if TYPE_CHECKING:
     import pandas as pd
     from pyspark.sql.connect.session import SparkSession
 
 
+@entrance
 def runs(spark: SparkSession | None = None) -> pd.DataFrame:
     """All runs of this user that the server knows, the newest first.
 

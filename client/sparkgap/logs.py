@@ -8,6 +8,8 @@ from datetime import datetime, timezone
 
 from sparkgap_protos.v1 import run_pb2
 
+from sparkgap.entrance import entrance
+
 _STREAMS = {run_pb2.LogLines.STDOUT: "stdout", run_pb2.LogLines.STDERR: "stderr"}
 
 
@@ -64,6 +66,7 @@ class Cursor:
 Pages = Callable[[Callable[[Loss], None]], Iterator[run_pb2.Reply]]
 
 
+@entrance
 class Logs(Iterator[LogLine]):
     """Lines of a run, in the order in which they reached the server; an iterator.
 

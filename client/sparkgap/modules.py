@@ -15,7 +15,7 @@ from pathlib import Path
 from sparkgap_protos import places
 from sparkgap_protos.v1 import plan_pb2 as pb
 
-from sparkgap import imports
+from sparkgap import imports, package_data
 from sparkgap.errors import PlanError
 from sparkgap.folders import File, listed
 from sparkgap.sources import Finder, Source
@@ -137,9 +137,12 @@ def _packed(
     modules = {places.of_module(module): module for module in map(_read, sources)}
     sizes += [(module.name, len(module.source)) for place, module in modules.items() if place not in lying]
     _require_small(what, sizes)
+    room = _MAX_BYTES - sum(size for _, size in sizes)
+    own = lying | set(script or ())
+    beside = [file for file in package_data.beside(sources, room) if file.name not in own]
     contents = dict(script or {})
     for name, data in [
-        *((file.name, file.read()) for file in files),
+        *((file.name, file.read()) for file in [*files, *beside]),
         *((place, module.source) for place, module in modules.items()),
     ]:
         if contents.setdefault(name, data) != data:
@@ -147,7 +150,10 @@ def _packed(
     _require_apart(contents, what)
     return Luggage(
         [module for place, module in modules.items() if place not in lying],
-        [pb.SourceFile(path=name, data=contents[name]) for name in sorted(lying - set(script or ()))],
+        [
+            pb.SourceFile(path=name, data=contents[name])
+            for name in sorted((lying | {file.name for file in beside}) - set(script or ()))
+        ],
     )
 
 

@@ -13,6 +13,7 @@ from sparkgap_protos import PROTOCOL, codec
 from sparkgap_protos.v1 import plan_pb2 as pb
 
 from sparkgap import channel
+from sparkgap.entrance import entrance
 from sparkgap.errors import PlanError
 from sparkgap.modules import Chosen, Modules, Needs, checked, with_function
 from sparkgap.options import Dtypes, PlanOptions, by_input, check_return_type, label
@@ -29,6 +30,7 @@ _INLINE_BYTES = 256 << 10
 Shapes = Sequence["Sequence[int] | None"] | Mapping[int, "Sequence[int]"]
 
 
+@entrance
 def predict_batch_udf(
     make_predict_fn: Callable[[], Callable[..., Any]],
     *,
@@ -44,14 +46,18 @@ def predict_batch_udf(
     """Make a function on columns from a function that loads a model; a drop-in for `pyspark.ml.functions.predict_batch_udf`.
 
     Nothing is sent before a query runs. The model is then loaded once in each executor that has rows for it, in a process of its own, and found
-    again there by the content of `make_predict_fn`: another query, another session of the same user does not load it again. Weights that it captures
-    travel to the server once for each content, and from there once to each executor.
+    again there by the content of `make_predict_fn`: another query, another session of the same user, and a new object made by this function from the
+    same content do not load it again. Files that it opened while it loaded are looked at for each query; where weights change otherwise, pass another
+    `version` to have them loaded. Weights that it captures travel to the server once for each content, and from there once to each executor.
 
     Parameters
     ----------
     make_predict_fn
         Called without arguments in the model's process; returns ``predict(*arrays)``, which takes one NumPy array for each input and returns an
         array, a dict of arrays or a list of dicts for as many rows. The inputs are valid during the call only: copy what is to be kept.
+        As in pyspark, each parameter of `predict` is an input, those with a default and those of `functools.partial` by name too, ``*args`` and
+        ``**kwargs`` one each; the bound ``self`` of a method is none. What is no input is bound by a function of its own:
+        ``return lambda x: model.predict(x, scale=2.0)``.
     return_type
         Type of one prediction, as DataType or DDL string: a scalar for arrays (N,) and (N, 1), an array for (N, M), nested arrays for more
         dimensions, a struct of scalars and arrays for dicts. A scalar is a number, a boolean, a string, a binary, a date or a timestamp;
@@ -75,7 +81,7 @@ def predict_batch_udf(
         Of the model, in column names, query plans and errors; `make_predict_fn`'s own by default. It has no part in the model's identity.
     version
         Part of the model's identity: another version is another model, loaded for itself. For weights whose change `make_predict_fn`
-        does not show.
+        does not show, those that it downloads for example: ``version="2026-11-25"``, or a fresh ``str(uuid.uuid4())`` to load anew in any case.
     modules
         Modules, or their names, whose sources travel with `make_predict_fn` and are part of the model's identity; as for `TorchDistributor`, by
         default those of the user's own project that it needs, as their files are when a column is made. So are files and folders, as
@@ -114,6 +120,7 @@ def predict_batch_udf(
     )
 
 
+@entrance
 class PredictFunction:
     """A function on columns; made by `predict_batch_udf`."""
 
@@ -173,7 +180,7 @@ class PredictFunction:
         Raises
         ------
         PlanError
-            `make_predict_fn` cannot be pickled, with the culprit's name.
+            `make_predict_fn` cannot be pickled, or holds what works in this process alone (a session, a DataFrame), with the culprit's name.
         ExtensionError
             A column belongs to a classic session.
         """
@@ -208,10 +215,9 @@ class PredictFunction:
         """What `make_predict_fn` is now; columns of one content share their bytes."""
         what, needs = f"make_predict_fn ({self._name})", Needs()
         try:
-            data = codec.pickled(self.func, what, note=needs)
+            payload, data = codec.apart(self.func, what, note=needs)
         except codec.NotPicklable as error:
-            raise PlanError(str(error)) from error
-        payload = codec.versions()
+            raise PlanError(str(error)) from error.__cause__
         luggage = with_function(self._modules, needs, what)
         payload.modules.extend(luggage.modules)
         payload.files.extend(luggage.files)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sparkgap_protos.v1 import plan_pb2 as pb
 
 from sparkgap import channel
+from sparkgap.entrance import entrance
 from sparkgap.errors import PlanError
 from sparkgap.predict import PredictFunction
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 
 
+@entrance
 def register(spark: SparkSession, name: str, udf: PredictFunction) -> PredictFunction:
     """Make a prediction callable by name in the SQL of this session: queries, temporary views, `selectExpr`, `expr`.
 

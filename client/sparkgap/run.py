@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,7 +14,16 @@ from sparkgap_protos.v1 import plan_pb2 as pb
 from sparkgap_protos.v1 import run_pb2
 
 from sparkgap import channel, metrics, view
-from sparkgap.errors import PlanError, ProtocolError, RunCancelledError, RunLostError, TrainingError
+from sparkgap.entrance import entrance
+from sparkgap.errors import (
+    ProtocolError,
+    ResultError,
+    RunCancelledError,
+    RunLostError,
+    SessionEndedError,
+    TrainingError,
+    VersionError,
+)
 from sparkgap.logs import Cursor, Logs, Loss
 
 if TYPE_CHECKING:
@@ -39,15 +49,7 @@ class Listener(Protocol):
         """Take note of what the run waits for; called when that has changed."""
 
 
-def submit(session: SparkSession, plan: pb.TrainPlan) -> Run:
-    """Send a plan and return its run; the server takes the same plan under the same id as the same run."""
-    channel.require_sendable(plan, f"the plan of {plan.name}")
-    for reply in channel.execute(session, submit=pb.SubmitRun(plan=plan)):
-        if reply.HasField("status"):
-            return Run(session, reply.status)
-    raise ProtocolError("the server did not say what became of the plan")
-
-
+@entrance
 def attach(spark: SparkSession, run_id: str) -> Run:
     """Take up a run of this user again, from any client.
 
@@ -60,8 +62,12 @@ def attach(spark: SparkSession, run_id: str) -> Run:
     return Run(session, channel.ask(session, run=pb.RunQuery(run_id=run_id)).status)
 
 
+@entrance
 class Run:
-    """A training run, owned by the server; made by `TorchDistributor.submit` and `attach`."""
+    """A training run, owned by the server; made by `TorchDistributor.submit` and `attach`.
+
+    Calls that ask the server raise `SessionEndedError` where the session is over: the run goes on, and `attach` takes it up from another one.
+    """
 
     def __init__(self, session: SparkSession, status: run_pb2.RunStatus) -> None:
         self._session = session
@@ -212,6 +218,10 @@ class Run:
             The run goes on after `timeout` seconds.
         TrainingError, RunCancelledError, RunLostError
             The run has no value.
+        ResultError
+            Its value cannot be opened here.
+        VersionError
+            The run has succeeded, and its value holds bytecode of another minor version of Python.
         """
         self._await(timeout)
         if (error := self._error()) is not None:
@@ -225,8 +235,9 @@ class Run:
 
     def cancel(self, reason: str = "cancelled by its user") -> None:
         """End the run in whatever state it is; its ranks and their children are gone within seconds. Does nothing to a run that has ended."""
-        for reply in channel.execute(self._session, cancel=pb.CancelRun(run_id=self.id, reason=reason)):
-            self._last = reply.status
+        with self._beyond_its_session():
+            for reply in channel.execute(self._session, cancel=pb.CancelRun(run_id=self.id, reason=reason)):
+                self._last = reply.status
 
     def _await(self, timeout: float | None) -> None:
         if self._last.state not in _FINAL and not self.wait(timeout):
@@ -245,8 +256,20 @@ class Run:
 
     def _refresh(self) -> run_pb2.RunStatus:
         if self._last.state not in _FINAL:
-            self._last = channel.ask(self._session, run=pb.RunQuery(run_id=self.id)).status
+            with self._beyond_its_session():
+                self._last = channel.ask(self._session, run=pb.RunQuery(run_id=self.id)).status
         return self._last
+
+    @contextmanager
+    def _beyond_its_session(self) -> Iterator[None]:
+        """Says where a session is over that the run, which belongs to the server, is not."""
+        try:
+            yield
+        except SessionEndedError as error:
+            raise SessionEndedError(
+                f"{error}. Run {self.id} belongs to the server and is not over for that: take it up again with "
+                f"sparkgap.attach(another_session, {self.id!r}), as the same user"
+            ) from error.__cause__
 
     def _events(
         self, *, no_wait: bool, start: int = 0, lost: Callable[[Loss], None] | None = None
@@ -287,15 +310,16 @@ class Run:
                 cancel_on_interrupt=as_call,
             )
             try:
-                for reply in channel.execute(self._session, follow=follow):
-                    if reply.HasField("status"):
-                        self._last = reply.status
-                        complete = reply.status.complete
-                    elif reply.HasField("events"):
-                        loss = cursor.advance(reply.events)
-                        if loss is not None and lost is not None:
-                            lost(loss)
-                    yield reply
+                with self._beyond_its_session():
+                    for reply in channel.execute(self._session, follow=follow):
+                        if reply.HasField("status"):
+                            self._last = reply.status
+                            complete = reply.status.complete
+                        elif reply.HasField("events"):
+                            loss = cursor.advance(reply.events)
+                            if loss is not None and lost is not None:
+                                lost(loss)
+                        yield reply
             except Exception as error:
                 if not (as_call and channel.is_interrupt(error)):
                     raise
@@ -306,17 +330,39 @@ class Run:
         data = getattr(self, "_value", None)
         if data is None:
             follow = pb.FollowRun(run_id=self.id, from_sequence=self._last.next_sequence, with_result=True)
-            replies = channel.execute(self._session, follow=follow)
-            data = b"".join(reply.result.data for reply in replies if reply.HasField("result"))
+            with self._beyond_its_session():
+                replies = channel.execute(self._session, follow=follow)
+                data = b"".join(reply.result.data for reply in replies if reply.HasField("result"))
         if len(data) != self._last.result_bytes:
             raise ProtocolError(
                 f"the value of run {self.id} arrived with {len(data)} of {self._last.result_bytes} bytes: call result() again"
             )
+        value = pb.Payload.FromString(data)
+        return (
+            [self._opened(each, rank) for rank, each in enumerate(value.ranks)]
+            if value.ranks
+            else self._opened(value, 0)
+        )
+
+    def _opened(self, value: pb.Payload, rank: int) -> Any:
         try:
-            value = pb.Payload.FromString(data)
-            return [codec.unpack(each) for each in value.ranks] if value.ranks else codec.unpack(value)
-        except ModuleNotFoundError as error:
-            raise PlanError(
-                f"the value of run {self.id} cannot be opened here, because this client has no module {error.name!r}: return plain "
-                "Python or NumPy values, or install it"
+            return codec.unpack(value)
+        except codec.WrongPython as error:
+            raise VersionError(
+                f"run {self.id} has succeeded, but its value cannot be opened here: it holds a function or class as bytecode of Python "
+                f"{error.python}, this client runs Python {codec.PYTHON}. Return plain Python or NumPy values, or open it from Python "
+                f"{error.python}: sparkgap.attach(spark, {self.id!r}).result()"
             ) from error
+        except Exception as error:
+            raise ResultError(
+                f"run {self.id} has succeeded, but what rank {rank} returned cannot be opened here: {type(error).__name__}: {error}. "
+                f"{_missing_here(error)}Return what needs nothing but Python and NumPy: numbers, arrays, the path of what the run has written to "
+                "storage; of a model its state_dict(), where this client has torch (model.module.state_dict() where DDP wraps it). "
+                f"Logs and metrics of the run are there: attach(spark, {self.id!r}), or this error's .run",
+                self,
+            ) from error
+
+
+def _missing_here(error: Exception) -> str:
+    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    return f"This client has no module {name!r}: install it, or return something else. " if name else ""

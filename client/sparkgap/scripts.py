@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sparkgap_protos import unsendable
 from sparkgap_protos.v1 import plan_pb2 as pb
 
 from sparkgap.errors import PlanError
@@ -20,12 +21,18 @@ def script(path: Path, args: tuple[Any, ...], kwargs: dict[str, Any], chosen: Ch
     Raises
     ------
     PlanError
-        It cannot be read or run, or is too large.
+        It cannot be read or run, or is too large; an argument means nothing in another process.
     """
     if kwargs:
         raise PlanError(
             f"a script takes positional arguments only, got {', '.join(sorted(kwargs))} by name: pass '--name', 'value' instead"
         )
+    for index, argument in enumerate(args):
+        if (advice := unsendable.advice(type(argument))) is not None:
+            raise PlanError(
+                f"argument {index} of the script is a {type(argument).__module__}.{type(argument).__qualname__}, of which it would get a text. "
+                f"{advice}"
+            )
     packed = _folder(path, chosen) if path.is_dir() else _file(path, chosen)
     packed.arguments.extend(str(argument) for argument in args)
     return packed

@@ -11,9 +11,10 @@ import io
 import pickle
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import IO, Any
 
+from sparkgap_protos import contents, unsendable
 from sparkgap_protos.identity import meaning
 from sparkgap_protos.v1 import plan_pb2 as pb
 
@@ -22,16 +23,32 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 #: Hears of each function, class, module and object that goes into a pickle, and whether by value, with its code, or as a name to be imported.
 Note = Callable[[object, bool], None]
 
+#: What to do about a value that cannot be pickled, for those who send it and for those who return it.
+CARRIED = "Create it inside the function instead of carrying it along."
+RETURNED = "Return instead what has to be kept of it: numbers, NumPy arrays, a model's state_dict(), or the path of what was written to storage."
+
 
 class NotPicklable(ValueError):
     """A value cannot be pickled; the text names the part of it that is in the way."""
 
 
 class WrongPython(RuntimeError):
-    """A payload was pickled by another minor version of Python: its bytecode means something else here."""
+    """A payload holds bytecode of another minor version of Python, `python`, which means something else here."""
+
+    def __init__(self, python: str) -> None:
+        super().__init__(
+            f"it holds bytecode of Python {python}, and this is Python {PYTHON}: both need the same minor version"
+        )
+        self.python = python
 
 
-def pack(value: object, what: str, parts: Mapping[str, object] | None = None, note: Note | None = None) -> pb.Payload:
+def pack(
+    value: object,
+    what: str,
+    parts: Mapping[str, object] | None = None,
+    note: Note | None = None,
+    advice: str = CARRIED,
+) -> pb.Payload:
     """Pickle `value` by value where it was defined in ``__main__``, by reference where a module defines it.
 
     Parameters
@@ -44,48 +61,61 @@ def pack(value: object, what: str, parts: Mapping[str, object] | None = None, no
         Named parts of a composed value, among which the culprit is looked for.
     note
         Hears of everything that goes into the pickle.
+    advice
+        What to do about a culprit: `CARRIED` or `RETURNED`.
 
     Returns
     -------
     Payload
-        The pickle, with the versions that wrote it.
+        The pickle, with the versions that wrote it, and whether other versions of Python can open it.
 
     Raises
     ------
     NotPicklable
         Naming the culprit inside `value`, before anything is sent.
     """
-    payload = versions()
-    payload.data = pickled(value, what, parts, note)
+    payload, data = apart(value, what, parts, note, advice)
+    payload.data = data
     return payload
 
 
-def versions() -> pb.Payload:
-    """A payload without data: what pickles here."""
+def apart(
+    value: object,
+    what: str,
+    parts: Mapping[str, object] | None = None,
+    note: Note | None = None,
+    advice: str = CARRIED,
+) -> tuple[pb.Payload, bytes]:
+    """What `pack` makes, with the data beside its payload, for whoever may have too much of it for a message; see there."""
     from pyspark import cloudpickle
 
-    return pb.Payload(python=PYTHON, cloudpickle=cloudpickle.__version__)
-
-
-def pickled(value: object, what: str, parts: Mapping[str, object] | None = None, note: Note | None = None) -> bytes:
-    """The data that `pack` puts into a payload, for whoever has too much of it for a message; see there."""
-    from pyspark import cloudpickle
-
+    buffer = io.BytesIO()
+    pickler = _pickler()(buffer, note)
     try:
-        return bytes(cloudpickle.dumps(value)) if note is None else _noted(value, note)
+        pickler.dump(value)
     except Exception as error:
+        stranger = error.value if isinstance(error, _Unsendable) else None
+        found = contents.find(parts or {what: value}, _is_unsendable, _by_name)
+        if found is not None or stranger is not None:
+            path, leaf = found or (f"something inside {what}", stranger)
+            raise NotPicklable(
+                f"{what} cannot be sent: {path} is a {_class_name(leaf)}. {unsendable.advice(type(leaf))}"
+            ) from None
         suspects = [
             (name, part, reason) for name, part in (parts or {what: value}).items() if (reason := _refusal(part))
         ]
         path, leaf, reason = _culprit(*(suspects or [(what, value, error)])[0], seen=set())
         raise NotPicklable(
-            f"{what} cannot be pickled: {path} is a {type(leaf).__module__}.{type(leaf).__qualname__}, and "
-            f"{type(reason).__name__}: {reason}. Create it inside the function instead of carrying it along."
+            f"{what} cannot be pickled: {path} is a {_class_name(leaf)}, and "
+            f"{type(reason).__name__}: {reason}. {advice}"
         ) from error
+    return pb.Payload(python=PYTHON, cloudpickle=cloudpickle.__version__, portable=pickler.portable), buffer.getvalue()
 
 
 def unpack(payload: pb.Payload, file: IO[bytes] | None = None) -> Any:
     """Open a payload; runs code that whoever made it chose, so only ranks, model hosts and the client itself call it.
+
+    One without bytecode is opened whatever minor version of Python has pickled it.
 
     Parameters
     ----------
@@ -99,10 +129,8 @@ def unpack(payload: pb.Payload, file: IO[bytes] | None = None) -> Any:
     WrongPython
         Before anything is unpickled.
     """
-    if payload.python != PYTHON:
-        raise WrongPython(
-            f"pickled by Python {payload.python}, opened by Python {PYTHON}: both need the same minor version"
-        )
+    if payload.python != PYTHON and not payload.portable:
+        raise WrongPython(payload.python)
     return pickle.loads(payload.data) if file is None else pickle.load(file)
 
 
@@ -126,70 +154,68 @@ def digest(payload: pb.Payload, data: bytes | None = None) -> str:
     return hashed.hexdigest()
 
 
-def _noted(value: object, note: Note) -> bytes:
-    buffer = io.BytesIO()
-    _noting_pickler()(buffer, note).dump(value)
-    return buffer.getvalue()
+class _Unsendable(Exception):
+    """Ends the pickling."""
+
+    def __init__(self, value: object) -> None:
+        super().__init__(value)
+        self.value = value
 
 
 @functools.cache
-def _noting_pickler() -> Any:
+def _pickler() -> Any:
     from pyspark import cloudpickle
 
-    class Noting(cloudpickle.Pickler):  # type: ignore[misc]  # pyspark has no types that mypy follows
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # pyspark has no types that mypy follows
         """Writes what cloudpickle itself writes; Python asks `reducer_override` about every object that is no plain value."""
 
-        def __init__(self, file: IO[bytes], note: Note) -> None:
+        def __init__(self, file: IO[bytes], note: Note | None = None) -> None:
             super().__init__(file)
+            self.portable = True
             self._note = note
+            self._sendable: dict[int, type] = {}  # by id: a class may be unhashable
 
         def reducer_override(self, value: Any) -> Any:
+            kind = type(value)
+            if id(kind) not in self._sendable:
+                if unsendable.advice(kind) is not None:
+                    raise _Unsendable(value)
+                self._sendable[id(kind)] = kind
+            if kind is types.CodeType:
+                self.portable = False
             reduced = super().reducer_override(value)
-            self._note(value, reduced is not NotImplemented)
+            if self._note is not None:
+                self._note(value, reduced is not NotImplemented)
             return reduced
 
-    return Noting
+    return Pickler
+
+
+def _is_unsendable(value: object) -> bool:
+    return unsendable.advice(type(value)) is not None
+
+
+def _by_name(value: object) -> bool:
+    from pyspark.cloudpickle import cloudpickle
+
+    return bool(cloudpickle._should_pickle_by_reference(value))
+
+
+def _class_name(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def _culprit(path: str, value: object, error: Exception, seen: set[int]) -> tuple[str, object, Exception]:
     seen.add(id(value))
-    for name, part in _parts(value):
+    for name, part in contents.parts(value, _by_name):
         if id(part) not in seen and (reason := _refusal(part)) is not None:
             return _culprit(f"{path}{name}", part, reason, seen)
     return path, value, error
 
 
 def _refusal(value: object) -> Exception | None:
-    from pyspark import cloudpickle
-
     try:
-        cloudpickle.dumps(value)
+        _pickler()(io.BytesIO()).dump(value)
     except Exception as error:
         return error
     return None
-
-
-def _parts(value: object) -> Iterator[tuple[str, object]]:
-    if isinstance(value, types.MethodType):
-        yield ".__self__", value.__self__
-    elif isinstance(value, types.FunctionType):
-        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
-            yield f": its closure variable {name!r}", cell.cell_contents
-        for name in _global_names(value.__code__):
-            if name in value.__globals__:
-                yield f": its global {name!r}", value.__globals__[name]
-        for index, default in enumerate(value.__defaults__ or ()):
-            yield f": its default {index}", default
-    elif isinstance(value, (tuple, list)):
-        yield from ((f"[{index}]", part) for index, part in enumerate(value))
-    elif isinstance(value, dict):
-        yield from ((f"[{key!r}]", part) for key, part in value.items())
-    elif hasattr(value, "__dict__") and not isinstance(value, (type, types.ModuleType)):
-        yield from ((f".{name}", part) for name, part in vars(value).items())
-
-
-def _global_names(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _global_names(constant)

@@ -16,10 +16,15 @@ def of_module(module: pb.SourceModule) -> str:
     ValueError
         Its name is none of a module.
     """
-    parts = module.name.split(".")
+    return of_name(module.name, module.package)
+
+
+def of_name(name: str, is_package: bool) -> str:
+    """The same for a module's name; see there."""
+    parts = name.split(".")
     if not all(part.isidentifier() for part in parts):
-        raise ValueError(f"{module.name!r} travelled with the plan and is no name of a module")
-    return "/".join([*parts, "__init__.py"] if module.package else [*parts[:-1], f"{parts[-1]}.py"])
+        raise ValueError(f"{name!r} travelled with the plan and is no name of a module")
+    return "/".join([*parts, "__init__.py"] if is_package else [*parts[:-1], f"{parts[-1]}.py"])
 
 
 def of_file(path: str) -> str:

@@ -35,12 +35,17 @@ final case class Gang(
   def pool: Option[String] = sessionConf.get("spark.scheduler.pool")
 }
 
+object Admission {
+  def unlessNoId(key: RunKey): Unit = if (!key.id.matches("[A-Za-z0-9._-]{1,128}"))
+    throw Refused.plan(s"run id '${key.id.take(200)}': 1 to 128 letters, digits, '.', '_' and '-' are allowed")
+}
+
 final class Admission(sc: SparkContext, settings: Settings, sessionConf: Map[String, String]) {
   private val MaxConfBytes = 1L << 20
 
   def admit(key: RunKey, plan: DynamicMessage): (Gang, Demand) = {
     val size = plan.int("num_processes")
-    if (!key.id.matches("[A-Za-z0-9._-]{1,128}")) throw Refused.plan(s"run id '${key.id.take(200)}': 1 to 128 letters, digits, '.', '_' and '-' are allowed")
+    Admission.unlessNoId(key)
     if (size < 1) throw Refused.plan(s"num_processes is $size: at least 1 rank is needed")
     if (plan.int("max_failures") < 0) throw Refused.plan("max_failures is more than a server counts to")
     if (plan.choice("body").isEmpty) throw Refused.plan("the plan has neither a function nor a script")
@@ -49,7 +54,7 @@ final class Admission(sc: SparkContext, settings: Settings, sessionConf: Map[Str
       s"${settings.maxPlanBytes}: write large arguments to storage and pass their path")
     val confBytes = sessionConf.map { case (name, value) => 1L * name.length + value.length }.sum
     if (confBytes > MaxConfBytes) throw Refused.plan(s"the session's own settings have $confBytes characters, $MaxConfBytes may travel with a run")
-    if (plan.has("function")) Nodes.unlessOpenable(plan.message("function").string("python"), settings.startTimeoutMillis)
+    if (plan.has("function")) Nodes.unlessOpenable(plan.message("function"), settings.startTimeoutMillis)
     unlessUnsafe()
     val (demand, ranksPerTask) = layout(plan, size)
     unlessTooFewSlots(demand, size)
@@ -79,6 +84,7 @@ final class Admission(sc: SparkContext, settings: Settings, sessionConf: Map[Str
       "use_gpu=False")
     asConfigured(local, size, gpus, asked).getOrElse {
       val ranks = if (local) size else 1
+      if (local && useGpu) unlessTooFewGpusForOneTask(size, gpus)
       (inTasksOfTheirOwn(size / ranks, ranks, if (asked.int("cpus") > 0) asked.int("cpus") * ranks else settings.taskCpus, gpus * ranks), ranks)
     }
   }
@@ -93,6 +99,17 @@ final class Admission(sc: SparkContext, settings: Settings, sessionConf: Map[Str
     Option.when(fits && rightCpus) {
       (Demand((size + ranks - 1) / ranks, settings.taskCpus, share.toInt, sc.resourceProfileManager.defaultResourceProfile), ranks)
     }
+  }
+
+  /** pyspark lowers num_processes here and logs a warning. A run of another world size has another batch size and learning rate than the one asked for,
+    * and a program that counts on its number of devices waits for ever for the others, so this asks the user. */
+  private def unlessTooFewGpusForOneTask(ranks: Int, gpus: Int): Unit = {
+    val (who, held, setting) = if (settings.hasTaskProfiles) ("an executor", settings.executorGpus.getOrElse(0), "spark.executor.resource.gpu.amount")
+      else ("a task", settings.taskGpus.fold(0)(_.toInt), "spark.task.resource.gpu.amount")
+    val most = held / gpus
+    if (0 < most && most < ranks) throw Refused.resources(s"local_mode=True puts all ${plural(ranks, "rank")} into one task, which needs " +
+      s"${plural(ranks * gpus, "GPU")}, and $who has $held ($setting): pass num_processes=$most, the most for which there are GPUs, local_mode=False to " +
+      "use those of other tasks too, or use_gpu=False")
   }
 
   private def inTasksOfTheirOwn(tasks: Int, ranks: Int, cpus: Int, gpus: Int): Demand = {

@@ -34,16 +34,20 @@ class SparkgapCommands extends CommandPlugin {
     command.choice("kind") match {
       case Some("submit") =>
         val submit = command.message("submit")
-        val run = Runs.submit(SubmittingSession.of(session), submit.message("plan"))
+        val run = Runs.submit(SubmittingSession.of(session), submit.message("plan"), submit.string("submission"))
         if (submit.has("follow")) replies.follow(run, submit.message("follow")) else replies.status(run, complete = false)
       case Some("follow") =>
         val follow = command.message("follow")
         replies.follow(Runs(RunKey(user, follow.string("run_id"))), follow)
       case Some("cancel") =>
         val cancel = command.message("cancel")
-        val run = Runs(RunKey(user, cancel.string("run_id")))
-        run.cancel(cancel.string("reason"))
-        replies.status(run, complete = false)
+        val (key, submission, reason) = (RunKey(user, cancel.string("run_id")), cancel.string("submission"), cancel.string("reason"))
+        if (submission.nonEmpty) replies.send(Schema.build("Reply")("status" -> Runs.takeBack(key, submission, reason)))
+        else {
+          val run = Runs(key)
+          run.cancel(reason)
+          replies.status(run, complete = false)
+        }
       case Some("register") =>
         val register = command.message("register")
         Functions.register(register.string("name"), register.message("plan"), session)

@@ -6,6 +6,9 @@ import java.util.concurrent.ConcurrentHashMap
 import scala.jdk.CollectionConverters._
 
 import com.fasterxml.jackson.databind.ObjectMapper
+import org.sparkproject.connect.protobuf.DynamicMessage
+
+import Schema._
 
 /** What a nursery has said of itself, or why there is none; texts are empty where they are not known. */
 final case class Node(python: String = "", sparkgap: String = "", torch: String = "", failure: String = "")
@@ -38,7 +41,7 @@ object Nodes {
     Option(nurseries.get(executor)).getOrElse(Node(failure = Option(failures.get(executor)).getOrElse("")))
 
   /** Refuses a payload that the workers could not open, before any task starts. Waits for the first executor of a server that has just started. */
-  def unlessOpenable(python: String, timeoutMillis: Long): Unit = {
+  def unlessOpenable(payload: DynamicMessage, timeoutMillis: Long): Unit = {
     val deadline = System.nanoTime() + timeoutMillis * 1000000L
     synchronized {
       while (nurseries.isEmpty && failures.isEmpty && System.nanoTime() < deadline) wait(math.max(1L, (deadline - System.nanoTime()) / 1000000L))
@@ -48,9 +51,11 @@ object Nodes {
       case Some((executor, reason)) => s"executor $executor cannot run Python processes: $reason"
       case None => s"no executor has registered after ${timeoutMillis / 1000} s: check that workers run and have free cores and memory"
     })
-    (found - python).foreach { other =>
-      throw Refused.version(s"the client runs Python $python, the workers run Python $other: both need the same minor version. " +
-        s"Start the client with Python $other, or set spark.sparkgap.python on the server to a Python $python that has sparkgap[server]")
+    val python = payload.string("python")
+    if (!payload.bool("portable")) (found - python).foreach { other =>
+      throw Refused.version(s"the client runs Python $python, the workers run Python $other: what the function carries holds bytecode, which needs the " +
+        s"same minor version on both sides. Move the code into a module or a script, which travel as source, start the client with Python $other, or set " +
+        s"spark.sparkgap.python on the server to a Python $python that has sparkgap[server]")
     }
   }
 }

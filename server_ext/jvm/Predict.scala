@@ -52,7 +52,7 @@ object Predict {
     Refused.unlessSpoken(plan.int("protocol"), plan.string("client"))
     if (plan.int("batch_size") < 1) throw Refused.plan(s"batch_size is ${plan.int("batch_size")}: at least 1 row is needed")
     Runs.unlessPlugged()
-    Nodes.unlessOpenable(plan.message("make_predict_fn").string("python"), new Settings(SparkEnv.get.conf).startTimeoutMillis)
+    Nodes.unlessOpenable(plan.message("make_predict_fn"), new Settings(SparkEnv.get.conf).startTimeoutMillis)
     val returns = parseType(plan.string("return_type"))
     unlessUnsupported(returns)
     returns

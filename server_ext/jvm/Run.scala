@@ -45,7 +45,7 @@ trait AnyRun {
 }
 
 /** What a plan says of its run. */
-final case class RunPlan(key: RunKey, name: String, worldSize: Int, maxFailures: Int, digest: Seq[Byte])
+final case class RunPlan(key: RunKey, name: String, worldSize: Int, maxFailures: Int, digest: Seq[Byte], submission: String)
 
 final class Run(plan: RunPlan, queue: RunQueue, ticket: Ticket, maxEventBytes: Long, store: Option[RunStore]) extends AnyRun with Logging {
   private val RecordMillis = 5000L
@@ -202,6 +202,8 @@ final class Run(plan: RunPlan, queue: RunQueue, ticket: Ticket, maxEventBytes: L
   // ---- For clients ----
 
   override def planDigest: Seq[Byte] = plan.digest
+
+  def comesFrom(submission: String): Boolean = plan.submission == submission
 
   override def ended: Boolean = synchronized(RunState.Final(state))
 

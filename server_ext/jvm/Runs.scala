@@ -19,6 +19,7 @@ import Schema._
 object Runs extends Logging {
   val Stopping = "the server is stopping"
   private val StopMillis = 5000L
+  private val withdrawals = new Withdrawals(most = 10000, millis = 30 * 60 * 1000L)
   private val runs = new ConcurrentHashMap[RunKey, Run]()
   private var sc: SparkContext = _
   private var settings: Settings = _
@@ -76,8 +77,9 @@ object Runs extends Logging {
   }
 
   /** The run with this plan's id: a new one, or the one that an earlier request with the same plan has started. */
-  def submit(session: SubmittingSession, plan: DynamicMessage): AnyRun = {
+  def submit(session: SubmittingSession, plan: DynamicMessage, submission: String): AnyRun = {
     unlessPlugged()
+    unlessTooLong(submission)
     val key = RunKey(session.user, plan.string("run_id"))
     val digest = MessageDigest.getInstance("SHA-256").digest(plan.toByteArray).toSeq
     def same(run: AnyRun): AnyRun = {
@@ -87,17 +89,34 @@ object Runs extends Logging {
     find(key).orElse(earlier(key)).map(same).getOrElse {
       val (gang, demand) = new Admission(sc, settings, session.conf).admit(key, plan)
       val ticket = if (plan.bool("refuse_to_wait")) queue.enterNow(key.user, demand) else queue.enter(key.user, demand)
-      val run = new Run(RunPlan(key, plan.string("name"), gang.worldSize, plan.int("max_failures"), digest), queue, ticket, settings.maxEventBytes, store)
+      val whatFor = RunPlan(key, plan.string("name"), gang.worldSize, plan.int("max_failures"), digest, submission)
+      val run = new Run(whatFor, queue, ticket, settings.maxEventBytes, store)
       try {
         val files = session.files
         Option(runs.putIfAbsent(key, run)) match {
-          case None => launch(run, gang.copy(files = files.map(_.folder)), files)
+          case None =>
+            withdrawals.reason(key, submission).foreach(run.cancel)
+            launch(run, gang.copy(files = files.map(_.folder)), files)
           case Some(_) => files.foreach(_.close())
         }
       } finally if (!find(key).contains(run)) queue.leave(ticket)
       same(find(key).get)
     }
   }
+
+  /** Ends the run that comes from this submission, or will come from it. */
+  def takeBack(key: RunKey, submission: String, reason: String): DynamicMessage = {
+    Admission.unlessNoId(key)
+    unlessTooLong(submission)
+    withdrawals.add(key, submission, reason)
+    find(key).filter(_.comesFrom(submission)) match {
+      case Some(run) => run.cancel(reason); run.status(complete = false)
+      case None => Schema.build("RunStatus")("run_id" -> key.id, "state" -> RunState.Cancelled, "reason" -> reason)
+    }
+  }
+
+  private def unlessTooLong(submission: String): Unit =
+    if (submission.length > 64) throw Refused.plan(s"the submission's name has ${submission.length} characters, 64 are allowed")
 
   /** Of another life of the server. A filesystem that fails keeps nobody from training. */
   private def earlier(key: RunKey): Option[AnyRun] = {

@@ -1,8 +1,6 @@
 // Every `spark.sparkgap.*` setting, with its default. deploy/spark-defaults.conf documents them for the operator.
 package org.apache.spark.sql.connect.sparkgap
 
-import java.util.Locale
-
 import org.apache.spark.{SparkConf, SparkContext}
 import org.apache.spark.util.Utils
 
@@ -81,8 +79,7 @@ final class Settings(conf: SparkConf) {
 
   /** Cores of one executor: what the tasks of this JVM may use together. */
   def executorCores: Int = {
-    val master = conf.get("spark.master", "local").toLowerCase(Locale.ROOT)
-    if (master.startsWith("local")) SparkContext.numDriverCores(master, conf)
+    if (Utils.isLocalMaster(conf)) SparkContext.numDriverCores(conf.get("spark.master"), conf)
     else conf.getInt("spark.executor.cores", Runtime.getRuntime.availableProcessors())
   }
 }

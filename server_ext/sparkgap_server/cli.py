@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from sparkgap_server.java import JavaMissing, find_java
 from sparkgap_server.local import LocalServer, ServerFailed
+from sparkgap_server.local_cluster import LocalCluster
 from sparkgap_server.shim import ShimFailed, build_jar
 
 
@@ -30,7 +31,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     start = commands.add_parser("start", help="start a Connect server with the extension on the loopback address")
-    start.add_argument("--master", default="local[*]", help="Spark master (default: %(default)s)")
+    start.add_argument(
+        "--master",
+        default="local[*]",
+        type=_master,
+        help="Spark master, local-cluster[EXECUTORS,CORES,MEMORY] for example (default: %(default)s)",
+    )
     start.add_argument("--port", type=int, default=0, help="port; 0 takes a free one (default: %(default)s)")
     start.add_argument(
         "--conf",
@@ -50,6 +56,14 @@ def _parser() -> argparse.ArgumentParser:
     java = commands.add_parser("java-home", help="print the JAVA_HOME that the server would use")
     java.set_defaults(command=_java_home)
     return parser
+
+
+def _master(text: str) -> str:
+    try:
+        LocalCluster.of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def _setting(text: str) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from sparkgap_server.java import OPTIONS, find_java
+from sparkgap_server.local_cluster import LocalCluster, secret_file
 from sparkgap_server.shim import SETTINGS, shim_jar, spark_home
 
 _MAIN = "org.apache.spark.sql.connect.service.SparkConnectServer"
@@ -32,7 +33,8 @@ class LocalServer:
     Parameters
     ----------
     master
-        Spark master; ``local[N]`` has N task slots.
+        Spark master; ``local[N]`` has N task slots in the server's own process, ``local-cluster[EXECUTORS,CORES,MEMORY]`` executors in processes of
+        their own, with MEMORY MiB each, for what a cluster of one machine can show; it takes some 10 s more to start.
     port
         Port on the loopback address; 0 takes a free one.
     conf
@@ -41,6 +43,11 @@ class LocalServer:
         Secret that clients must present; a fresh random one by default, "" for none.
     start_timeout
         Seconds until a server that does not come up is an error.
+
+    Raises
+    ------
+    ValueError
+        `master` begins with ``local-cluster`` and Spark would not take it.
     """
 
     def __init__(
@@ -53,6 +60,7 @@ class LocalServer:
         start_timeout: float = 120,
     ) -> None:
         self._master = master
+        self._cluster = LocalCluster.of(master)
         self._conf = {"spark.connect.grpc.binding.port": str(port), **(conf or {})}
         self._token = secrets.token_urlsafe(24) if token is None else token
         self._start_timeout = start_timeout
@@ -92,16 +100,17 @@ class LocalServer:
         """
         if self._process is not None:
             raise ServerFailed("the server is running already")
+        java = find_java()
         self._folder = Path(tempfile.mkdtemp(prefix="sparkgap-server-"))
         try:
             with self.log.open("wb") as log:
                 # A session of its own: Ctrl-C in a terminal reaches the launcher, which then stops the server in order.
                 self._process = subprocess.Popen(
-                    self._command(self._folder),
+                    self._command(self._folder, java),
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=self._environment(),
+                    env=self._environment(self._folder, java),
                     start_new_session=True,
                 )
             self._port = self._await_port(self._folder / "port")
@@ -144,7 +153,7 @@ class LocalServer:
     ) -> None:
         self.stop()
 
-    def _command(self, folder: Path) -> list[str]:
+    def _command(self, folder: Path, java: Path) -> list[str]:
         home = spark_home()
         conf = {
             **SETTINGS,
@@ -157,16 +166,20 @@ class LocalServer:
             "spark.sql.warehouse.dir": str(folder / "warehouse"),
             "spark.local.dir": str(folder / "local"),
             "spark.ui.enabled": "false",
-            # Spark makes up the secret where all is one process; other users of this machine cannot talk to the driver's own ports then.
+            # Spark makes up the secret where all is one process, else secret_file does; other users of this machine cannot talk to the driver's own
+            # ports then.
             **({"spark.authenticate": "true"} if self._master.startswith("local") else {}),
+            **(self._cluster.settings() if self._cluster else {}),
             **self._conf,
         }
         options = [f"--conf={key}={value}" for key, value in conf.items()]
+        properties = ["--properties-file", str(secret_file(folder)), "--load-spark-defaults"] if self._cluster else []
         memory = f"-Xmx{conf.get('spark.driver.memory', '2g')}"
         submit = [
             "org.apache.spark.deploy.SparkSubmit",
             "--master",
             self._master,
+            *properties,
             *options,
             "--class",
             _MAIN,
@@ -177,11 +190,11 @@ class LocalServer:
         classpath = f"{home / 'jars'}/*"
         conf_dir = os.environ.get("SPARK_CONF_DIR")
         return [
-            str(find_java()), *OPTIONS, memory, temporary,
+            str(java), *OPTIONS, memory, temporary,
             "-cp", f"{conf_dir}:{classpath}" if conf_dir else classpath, *submit,
         ]  # fmt: skip
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, folder: Path, java: Path) -> dict[str, str]:
         # A session that is itself a Connect client must not turn this server into one.
         inherited = {k: v for k, v in os.environ.items() if k not in ("SPARK_REMOTE", "SPARK_CONNECT_MODE_ENABLED")}
         secret = {"SPARK_CONNECT_AUTHENTICATE_TOKEN": self._token} if self._token else {}
@@ -190,6 +203,7 @@ class LocalServer:
             "SPARK_HOME": str(spark_home()),
             "SPARK_LOCAL_IP": "127.0.0.1",
             "PYSPARK_PYTHON": os.environ.get("PYSPARK_PYTHON", sys.executable),
+            **(self._cluster.prepare(folder, spark_home(), java) if self._cluster else {}),
             **secret,
         }
 

@@ -40,6 +40,29 @@ def install(modules: Iterable[plan_pb2.SourceModule], folder: Path, files: Itera
     _forget({module.name for module in modules} | set(_importable(lying)))
 
 
+def advice_on(error: BaseException) -> str:
+    """How a file would have travelled that user code has not found where it would lie beside it, for the error's text; empty for other errors."""
+    folder = os.environ.get(places.FOLDER)
+    if not folder or not isinstance(error, FileNotFoundError) or not isinstance(error.filename, (str, bytes)):
+        return ""
+    name = os.fsdecode(error.filename)
+    if not os.path.isabs(name):
+        return (
+            f". It was looked for in the working directory of this process, {os.getcwd()}; a file of the client travels with "
+            f"modules=[pathlib.Path({name!r})] and is found as sparkgap.files() / {os.path.basename(name)!r}"
+        )
+    path = Path(os.path.normpath(name))
+    if not path.is_relative_to(folder):
+        return ""
+    top, *inner = path.relative_to(folder).parts or (".",)
+    if inner and Path(folder, top).is_dir():
+        return (
+            ". It did not travel: with the modules of a package go the files beside them, without hidden ones, notebooks and links, and none where "
+            f"they are many or large. Give the folder of the package to have all of it: modules=[pathlib.Path('path/to/{top}')]"
+        )
+    return f". It did not travel: beside a script and modules of no package lies only what is given, modules=[pathlib.Path('path/to/{top}')] for this"
+
+
 def _write(folder: Path, path: str, data: bytes) -> None:
     *parents, name = path.split("/")
     for parent in ("", *parents):

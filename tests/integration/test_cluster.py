@@ -310,7 +310,8 @@ def threads_of_torch() -> tuple[int, str]:
 def test_more_than_an_executor_has_is_refused(spark: SparkSession) -> None:
     with pytest.raises(
         ResourceError,
-        match=r"a task of 3 ranks needs 3 GPUs, an executor has 2 \(spark\.executor\.resource\.gpu\.amount\): pass local_mode",
+        match=r"local_mode=True puts all 3 ranks into one task, which needs 3 GPUs, and an executor has 2 "
+        r"\(spark\.executor\.resource\.gpu\.amount\): pass num_processes=2, the most for which there are GPUs, local_mode=False",
     ):
         TorchDistributor(3, local_mode=True, use_gpu=True, spark=spark).run(visible_gpus)
     with pytest.raises(

@@ -183,6 +183,63 @@ def test_the_way_through_sparks_workers_finds_them_too(client):
     assert client(program)[-1] == "[8, 11, 14]"
 
 
+CONFIGURED = {
+    "pkg/__init__.py": "",
+    "pkg/conf.json": "[1, 2]",
+    "pkg/net.py": """
+        import json
+        from pathlib import Path
+
+        def factor():
+            return sum(json.loads((Path(__file__).parent / "conf.json").read_text()))
+
+        def make():
+            number = factor()
+            return lambda x: x * number
+        """,
+    "helper.py": """
+        from pathlib import Path
+
+        def text():
+            return (Path(__file__).parent / "conf.txt").read_text()
+
+        def make():
+            return text()
+        """,
+    "conf.txt": "given",
+}
+
+
+def test_data_beside_the_modules_of_a_package_travels_and_the_error_says_how_other_data_would(client):
+    lines = client(
+        """
+        from pathlib import Path
+
+        from pkg import net
+        import helper
+
+        print(cpu().run(net.factor), predicted(net.make))
+        Path("pkg", "conf.json").write_text("[1, 2, 3]")
+        print(cpu().run(net.factor), predicted(net.make))
+
+        words = "modules=[pathlib.Path('path/to/conf.txt')]"
+        try:
+            cpu().run(helper.text)
+        except TrainingError as error:
+            print(words in str(error), type(error.__cause__).__name__)
+        try:
+            predicted(helper.make)
+        except Exception as error:
+            print(words in str(error), "FileNotFoundError" in str(error))
+        print(cpu(modules=[Path("conf.txt")]).run(helper.text))
+        """,
+        CONFIGURED,
+    )
+    assert [line for line in lines if not line.startswith("[rank")] == [
+        "3 [0, 3, 6]", "6 [0, 6, 12]", "True FileNotFoundError", "True True", "given",
+    ]  # fmt: skip
+
+
 def test_without_them_the_error_names_the_module(client):
     lines = client(
         """

@@ -296,12 +296,21 @@ class TestVersions:
         monkeypatch.setattr(codec, "PYTHON", "3.9")
         query = frame.select(predicting(make_plus_one)("id"))
         expected = (
-            f"the client runs Python 3.9, the workers run Python {here}: both need the same minor version. Start the client with "
-            f"Python {here}, or set spark.sparkgap.python on the server to a Python 3.9 that has sparkgap[server]"
+            f"the client runs Python 3.9, the workers run Python {here}: what the function carries holds bytecode, which needs the same minor "
+            f"version on both sides. Move the code into a module or a script, which travel as source, start the client with Python {here}, or "
+            "set spark.sparkgap.python on the server to a Python 3.9 that has sparkgap[server]"
         )
         assert error_of(query, IllegalArgumentException).startswith(expected)
         with pytest.raises(IllegalArgumentException, match=re.escape(expected)):
             query.schema  # asking for the schema starts no task
+
+    def test_a_function_of_a_module_predicts_from_another_python(self, frame, monkeypatch, tmp_path):
+        (tmp_path / "models_of_afar.py").write_text("def make():\n    return lambda x: x + 2.0\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setattr(codec, "PYTHON", "3.9")
+        import models_of_afar
+
+        assert frame.select(predicting(models_of_afar.make)("id")).collect()[2] == (4.0,)
 
 
 class RawExtension(Expression):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -163,6 +164,97 @@ def test_the_same_refusals(frame, case: Case) -> None:
     assert "ValueError" in str(ours.value)
     for word in case.words:
         assert word in str(ours.value)
+
+
+class Model:
+    """What a model that is called by a method looks like."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def one(self, x):
+        return x * self.factor
+
+    def two(self, x, y=1.0):
+        return x * self.factor + y
+
+    @classmethod
+    def made(cls, x):
+        return x + 1.0
+
+    @staticmethod
+    def plain(x):
+        return x + 2.0
+
+    def __call__(self, x):
+        return x - self.factor
+
+
+def with_default(x, scale=2.0):
+    return x * scale
+
+
+def with_several(*arrays):
+    return arrays[0] * 1.0
+
+
+def with_keywords(x, **more):
+    return x * 1.0
+
+
+def with_keyword_only(x, *, scale=2.0):
+    return x * scale
+
+
+def words_of(inputs, columns):
+    return (f"{inputs} inputs", f"{columns} columns")
+
+
+COUNTED = {
+    "a bound method": (Model(2.0).one, 1),
+    "a bound method of two": (Model(2.0).two, 2),
+    "a class method": (Model.made, 1),
+    "a static method": (Model.plain, 1),
+    "an object that can be called": (Model(3.0), 1),
+    "a default": (with_default, 2),
+    "*args": (with_several, 1),
+    "partial by position": (functools.partial(Model.two, Model(2.0)), 2),
+}
+"""Each with the number of columns that it takes."""
+
+MISCOUNTED = {
+    "a default that nobody fills": (with_default, ("half",), words_of(2, 1)),
+    "more columns than *args counts for": (with_several, ("half", "id"), ("Multiple input columns", "*args")),
+    "**kwargs": (with_keywords, ("half",), words_of(2, 1)),
+    "a default of partial": (functools.partial(with_default, scale=3.0), ("half",), words_of(2, 1)),
+    "no inputs": (lambda: 1, ("half",), words_of(0, 1)),
+}
+
+
+@pytest.mark.parametrize(("predict", "inputs"), COUNTED.values(), ids=COUNTED.keys())
+def test_inputs_are_counted_as_pyspark_counts_them(frame, predict, inputs):
+    case = Case(predict, "double", ("half", "half_holes")[:inputs])
+    assert repr(rows_of(sparkgap_predict, case, frame)) == repr(rows_of(pyspark_predict, case, frame))
+
+
+@pytest.mark.parametrize(("predict", "columns", "words"), MISCOUNTED.values(), ids=MISCOUNTED.keys())
+def test_where_the_count_does_not_fit_the_text_says_how_inputs_are_counted(frame, predict, columns, words):
+    case = Case(predict, "double", columns)
+    with pytest.raises(PythonException):
+        rows_of(pyspark_predict, case, frame)
+    with pytest.raises(PythonException) as ours:
+        rows_of(sparkgap_predict, case, frame)
+    for word in (*words, "Each parameter of predict is an input", "lambda x: predict(x, scale=2.0)"):
+        assert word in str(ours.value)
+
+
+def test_a_function_whose_inputs_cannot_be_counted_is_refused_as_by_pyspark(frame):
+    case = Case(max, "double", ("half",))
+    for make in (sparkgap_predict, pyspark_predict):
+        with pytest.raises(PythonException, match="no signature found"):
+            rows_of(make, case, frame)
+    with pytest.raises(PythonException, match=r"return a function of your own, lambda x: max\(x\)"):
+        rows_of(sparkgap_predict, case, frame)
 
 
 class TestTheFunction:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.cookiejar
+import queue
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 from pyspark import cloudpickle
 from pyspark.sql.connect.session import SparkSession
-from sparkgap import RunCancelledError, TorchDistributor, attach
+from sparkgap import RunCancelledError, SessionEndedError, TorchDistributor, attach
 from sparkgap_server.local import LocalServer
 
 # The workers cannot import this file, so what it defines travels with the plan.
@@ -95,6 +96,51 @@ def test_a_run_outlives_its_abandoned_operation_and_its_expired_session(server, 
     door.touch()
     assert run.result(timeout=30) == "went on alone"
     with_another.stop()
+
+
+def test_a_session_that_has_expired_says_that_the_run_lives_and_how_to_take_it_up(server, tmp_path, eventually):
+    expiring = SparkSession.builder.remote(server.url).create()
+    run = TorchDistributor(1, use_gpu=False, spark=expiring).submit(speak_and_wait, tmp_path / "door")
+    closed = re.compile(rf"Found session .*{expiring.session_id}.* that expired and will be closed")
+    eventually(lambda: closed.search(server.log.read_text()), 60, "Spark has closed the session")
+    for ask in (lambda: run.status, run.wait, run.result, run.cancel, run.metrics, lambda: list(run.logs())):
+        with pytest.raises(
+            SessionEndedError, match=rf"INVALID_HANDLE\.SESSION_CLOSED.*attach\(another_session, '{run.id}'\)"
+        ):
+            ask()
+    another = SparkSession.builder.remote(server.url).create()
+    taken_up = attach(another, run.id)
+    assert taken_up.status == "RUNNING"
+    (tmp_path / "door").touch()
+    assert taken_up.result(30) == "went on"
+    another.stop()
+    with pytest.raises(SessionEndedError, match=r"NO_ACTIVE_SESSION.*belongs to the server"):
+        taken_up.cancel()
+
+
+def test_who_waits_in_run_is_told_that_the_session_is_over_and_the_run_is_not(server, session, tmp_path, eventually):
+    told = queue.SimpleQueue()
+
+    def wait_for_it():
+        try:
+            TorchDistributor(1, use_gpu=False, spark=session, run_id="waited-for").run(
+                speak_and_wait, tmp_path / "door"
+            )
+        except Exception as error:
+            told.put(error)
+
+    thread = threading.Thread(target=wait_for_it)
+    thread.start()
+    another = SparkSession.builder.remote(server.url).create()
+    eventually(lambda: is_running(another, "waited-for"), 60, "the run is RUNNING")
+    session.client.release_session()  # as from another process of this session
+    error = told.get(timeout=60)
+    thread.join()
+    assert isinstance(error, SessionEndedError), error
+    assert "attach(another_session, 'waited-for')" in str(error)
+    (tmp_path / "door").touch()
+    assert attach(another, "waited-for").result(30) == "went on"
+    another.stop()
 
 
 def test_a_job_that_is_killed_in_the_web_ui_is_a_cancelled_run(server, session, tmp_path):

@@ -17,9 +17,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from pyspark import cloudpickle
 from pyspark.sql import SparkSession
+from sparkgap import TorchDistributor, predict_batch_udf
 from sparkgap_server.java import JavaMissing, find_java
 from sparkgap_server.local import LocalServer, ServerFailed
+from sparkgap_server.shim import spark_home
 
 URL = re.compile(r"sc://localhost:(\d+)/;token=([\w-]{20,})\n")
 
@@ -189,3 +192,29 @@ def test_a_server_runs_on_the_java_from_pypi(monkeypatch: pytest.MonkeyPatch) ->
         session = SparkSession.builder.remote(server.url).create()
         assert session.range(5).count() == 5
         session.stop()
+
+
+def rank_and_executor() -> tuple[int, int, str]:
+    return int(os.environ["RANK"]), os.getppid(), os.environ["SPARKGAP_RUN_ID"]
+
+
+@pytest.mark.timeout(600)  # three JVMs
+def test_a_cluster_of_one_machine_runs_executors_and_leaves_nothing_in_the_installation() -> None:
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    before = sorted(os.listdir(spark_home()))
+    with LocalServer("local-cluster[2,1,1024]", start_timeout=300) as server:
+        spark = SparkSession.builder.remote(server.url).create()
+        processes = family(server.pid)
+        executors = [each for each in processes if "CoarseGrainedExecutorBackend" in " ".join(each.cmdline())]
+        assert len(executors) == 2
+        secret = (server.log.parent / "secret.conf").read_text().split()[1]
+        assert all(secret not in " ".join(each.cmdline()) for each in processes)
+        ranks = TorchDistributor(2, local_mode=False, use_gpu=False, spark=spark, results="all").run(rank_and_executor)
+        assert [rank for rank, _, _ in ranks] == [0, 1]
+        table = spark.range(4).repartition(2)
+        double = predict_batch_udf(lambda: lambda x: x * 2.0, return_type="double", batch_size=2)
+        assert sorted(row[0] for row in table.select(double("id")).collect()) == [0.0, 2.0, 4.0, 6.0]
+        assert sorted(os.listdir(spark_home())) == before
+        processes = family(server.pid)
+        spark.stop()
+    assert not leftovers(processes, 30)

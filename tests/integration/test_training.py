@@ -660,3 +660,20 @@ def test_a_run_waits_for_its_slots_while_others_have_them(cpu, tmp_path):
     door.touch()
     assert first.result(timeout=30) == "went on"
     assert second.result(timeout=60) == "afterwards"
+
+
+def test_the_attributes_are_those_of_pysparks_distributor(cpu):
+    from pyspark.ml.torch.distributor import TorchDistributor as PysparksDistributor
+
+    theirs, ours = PysparksDistributor(2, local_mode=False, use_gpu=False), cpu(2, local_mode=False)
+    only_the_server_knows = {"num_tasks", "is_spark_local_master"}
+    for name in vars(theirs).keys() - only_the_server_knows - {"input_params"}:
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert ours.input_params == {
+        name: value for name, value in theirs.input_params.items() if name not in only_the_server_knows
+    }
+    ours.num_processes = 1
+    assert ours.input_params["num_processes"] == 1
+    assert ours.run(lambda: os.environ["WORLD_SIZE"]) == "1"
+    for name in only_the_server_knows:
+        assert not hasattr(ours, name)

@@ -20,6 +20,7 @@ from sparkgap import (
     ExtensionError,
     PlanError,
     ResourceError,
+    ResultError,
     RunNotFoundError,
     SparkgapError,
     TorchDistributor,
@@ -103,6 +104,31 @@ def test_a_captured_value_that_cannot_be_pickled_is_named(cpu, nothing_sent):
 def test_an_argument_that_cannot_be_pickled_is_named(cpu, nothing_sent, args, kwargs, culprit):
     with pytest.raises(PlanError, match=culprit):
         cpu(1).run(lambda *args, **kwargs: None, *args, **kwargs)
+
+
+@pytest.mark.parametrize("place", ["global", "argument", "attribute", "frame"])
+def test_what_means_nothing_in_a_rank_is_refused_with_the_way_to_it(cpu, spark, nothing_sent, monkeypatch, place):
+    monkeypatch.setitem(globals(), "SESSION", spark)
+    trainer = Trainer(spark.range(3))
+    called, words = {
+        "global": ((lambda: SESSION.range(3),), r": its global 'SESSION' is a pyspark\..*SparkSession\. .* pass the data"),
+        "argument": ((print, 1, {"on": [spark]}), r"argument 1\['on'\]\[0\] is a pyspark\..*SparkSession\. "),
+        "attribute": ((trainer.train,), r"\.__self__\.frame is a pyspark\..*DataFrame\. .* Write it to storage and pass the path"),
+        "frame": ((print, trainer.frame["id"]), r"argument 0 is a pyspark\..*Column\. "),
+    }[place]  # fmt: skip
+    with pytest.raises(PlanError, match=words):
+        cpu(1).run(*called)
+
+
+SESSION = None
+
+
+class Trainer:
+    def __init__(self, frame):
+        self.frame = frame
+
+    def train(self):
+        return self.frame.count()
 
 
 def test_a_script_that_is_missing_is_named(cpu, nothing_sent, tmp_path):
@@ -206,15 +232,61 @@ def test_another_version_of_the_messages_is_refused_on_every_way(cpu, spark, mon
             attempt()
 
 
-def test_another_python_is_refused_before_anything_starts(cpu, monkeypatch):
+@pytest.fixture
+def another_python(monkeypatch):
+    """This client says, and takes itself, to be one of Python 3.9."""
     monkeypatch.setattr(codec, "PYTHON", "3.9")
-    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def test_a_function_with_bytecode_of_another_python_is_refused_before_anything_starts(cpu, another_python):
     with pytest.raises(
         VersionError,
-        match=rf"the client runs Python 3\.9, the workers run Python {here}: both need the same minor version\. Start the client with "
-        rf"Python {here}, or set spark\.sparkgap\.python on the server",
+        match=rf"the client runs Python 3\.9, the workers run Python {HERE}: what the function carries holds bytecode, which needs the same minor "
+        rf"version on both sides\. Move the code into a module or a script, which travel as source, start the client with Python {HERE}, or set "
+        rf"spark\.sparkgap\.python on the server",
     ):
         cpu(1).run(lambda: None)
+
+
+def test_a_script_runs_from_another_python(cpu, another_python, tmp_path, capfd):
+    path = tmp_path / "train.py"
+    path.write_text("import sys\nprint('hello from', *sys.argv[1:])\n")
+    assert cpu(2).run(path, "afar") is None
+    assert cpu(2, results="all").run(path) == [None, None]
+    assert "hello from afar" in capfd.readouterr().out
+
+
+def test_a_function_of_a_module_runs_from_another_python(cpu, another_python, clients_own_module):
+    run = cpu(1).submit(clients_own_module.helper)
+    assert run.result(60) == 1
+    assert run.metrics().empty
+    assert list(run.logs()) == []
+
+
+def test_a_failure_is_told_to_another_python(cpu, another_python, tmp_path):
+    path = tmp_path / "train.py"
+    path.write_text("raise ValueError('no weights')\n")
+    with pytest.raises(TrainingError, match="ValueError: no weights") as caught:
+        cpu(1).run(path)
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_a_value_with_bytecode_of_another_python_leaves_the_run_succeeded(
+    cpu, another_python, clients_own_module, spark
+):
+    run = cpu(1).submit(clients_own_module.a_function_of_its_own)
+    with pytest.raises(
+        VersionError,
+        match=rf"run {run.id} has succeeded, but its value cannot be opened here: it holds a function or class as bytecode of Python {HERE}, this "
+        rf"client runs Python 3\.9\. Return plain Python or NumPy values, or open it from Python {HERE}",
+    ):
+        run.result(60)
+    assert run.status == "SUCCEEDED"
+    assert run.exception() is None
+    assert attach(spark, run.id).status == "SUCCEEDED"
 
 
 def test_more_processes_than_slots_are_refused_within_ten_seconds(cpu):
@@ -244,7 +316,7 @@ def test_gpus_that_the_cluster_does_not_have_are_refused(spark, local_mode):
 def clients_own_module(tmp_path, monkeypatch):
     """A module that only the client has."""
     (tmp_path / "only_at_the_client.py").write_text(
-        "def helper():\n    return 1\n\n\nclass Lost(Exception):\n    pass\n"
+        "def helper():\n    return 1\n\n\nclass Lost(Exception):\n    pass\n\n\ndef a_function_of_its_own():\n    return lambda: 1\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     import only_at_the_client
@@ -273,8 +345,40 @@ def test_a_module_that_the_client_lacks_is_named_with_what_to_do(cpu, tmp_path):
 
         return only_at_the_rank.Value()
 
-    with pytest.raises(PlanError, match="cannot be opened here, because this client has no module 'only_at_the_rank'"):
+    with pytest.raises(ResultError, match=r"cannot be opened here: .* This client has no module 'only_at_the_rank'"):
         cpu(1).run(main, str(tmp_path))
+
+
+def test_a_ddp_model_as_value_is_refused_here_with_what_to_return(cpu):
+    def main():
+        import torch
+        from torch import distributed
+        from torch.nn.parallel import DistributedDataParallel
+
+        distributed.init_process_group("gloo")
+        return DistributedDataParallel(torch.nn.Linear(2, 1))
+
+    with pytest.raises(
+        ResultError, match=r"Default process group has not been initialized.*model\.module\.state_dict\(\)"
+    ) as caught:
+        cpu(1).run(main)
+    assert caught.value.run.status == "SUCCEEDED"
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_a_value_that_cannot_be_pickled_gets_advice_about_values(cpu):
+    def main():
+        class Loader:
+            def __init__(self):
+                self.batches = (batch for batch in range(3))
+
+        return {"loader": Loader()}
+
+    with pytest.raises(
+        TrainingError,
+        match=r"the value that rank 0 returned cannot be pickled: .*\['loader'\]\.batches is a builtins\.generator, .* Return instead",
+    ):
+        cpu(1).run(main)
 
 
 def test_a_wrong_token_is_refused_without_a_run(sparkgap_server):
@@ -327,6 +431,16 @@ def test_shares_of_gpus_are_refused_where_spark_cuts_no_task_with_a_whole_one():
         pytest.raises(ResourceError, match=words),
     ):
         TorchDistributor(1, use_gpu=True, spark=session).run(lambda: None)
+
+
+def test_more_local_ranks_than_gpus_are_refused_with_the_number_that_would_do():
+    """pyspark lowers the number and logs a warning."""
+    words = r"all 8 ranks into one task, which needs 8 GPUs, and a task has 2 \(spark\.task\.resource\.gpu\.amount\): pass num_processes=2, the most"
+    with (
+        server_with(spark__task__resource__gpu__amount="2", spark__executor__resource__gpu__amount="2") as session,
+        pytest.raises(ResourceError, match=words),
+    ):
+        TorchDistributor(8, local_mode=True, use_gpu=True, spark=session).run(lambda: None)
 
 
 def test_encryption_that_ranks_cannot_give_and_sizes_over_the_limit_are_refused():

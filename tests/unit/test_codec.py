@@ -1,12 +1,28 @@
 """The codec: what goes in comes out, what cannot go in is named, and the same code has the same digest in every process."""
 
+import datetime as dt
+import functools
 import os
 import subprocess
 import sys
 import textwrap
 import threading
+from typing import NamedTuple
 
 import pytest
+from pyspark.accumulators import Accumulator
+from pyspark.core.broadcast import Broadcast
+from pyspark.core.context import SparkContext
+from pyspark.core.rdd import RDD
+from pyspark.sql import SparkSession as ClassicSession
+from pyspark.sql.classic.column import Column as ClassicColumn
+from pyspark.sql.classic.dataframe import DataFrame as ClassicDataFrame
+from pyspark.sql.connect.client import SparkConnectClient
+from pyspark.sql.connect.column import Column
+from pyspark.sql.connect.dataframe import DataFrame
+from pyspark.sql.connect.group import GroupedData
+from pyspark.sql.connect.session import SparkSession
+from sparkgap import Run
 from sparkgap_protos import codec
 from sparkgap_protos.v1 import plan_pb2 as pb
 
@@ -47,16 +63,18 @@ class TestPackAndUnpack:
         assert payload.cloudpickle == cloudpickle.__version__
 
     def test_a_payload_whose_data_lies_in_a_file(self, tmp_path):
-        (tmp_path / "data").write_bytes(codec.pickled([1, "two"], "value"))
+        payload, data = codec.apart([1, "two"], "value")
+        assert payload.data == b""
+        (tmp_path / "data").write_bytes(data)
         with (tmp_path / "data").open("rb") as file:
-            assert codec.unpack(codec.versions(), file) == [1, "two"]
+            assert codec.unpack(payload, file) == [1, "two"]
 
     def test_another_minor_version_of_python_is_refused_before_anything_is_unpickled(self):
         payload = pb.Payload(python="3.9", cloudpickle="3.1", data=b"this is no pickle")
         with pytest.raises(codec.WrongPython) as refusal:
             codec.unpack(payload)
         assert str(refusal.value) == (
-            f"pickled by Python 3.9, opened by Python {codec.PYTHON}: both need the same minor version"
+            f"it holds bytecode of Python 3.9, and this is Python {codec.PYTHON}: both need the same minor version"
         )
 
 
@@ -136,6 +154,211 @@ class TestNotPicklable:
         loop.append(loop)
         loop.append(LOCK)
         assert "cannot be pickled: the function train[1] is a _thread.lock" in self.text(loop)
+
+
+def stand_in(kind):
+    """An object of one of Spark's classes, without a server behind it."""
+    return object.__new__(kind)
+
+
+SPARK = stand_in(SparkSession)
+
+
+class Pair(NamedTuple):
+    left: object
+    right: object
+
+
+def places():
+    """By a name for it: a value that holds a session or a DataFrame, and the words that lead there."""
+    spark = stand_in(SparkSession)
+
+    def closure():
+        return spark
+
+    def default(a=1, b=spark):
+        return a, b
+
+    def keyword(*, b=spark):
+        return b
+
+    def helper():
+        return SPARK
+
+    def calls():
+        return helper()
+
+    class Trainer:
+        def __init__(self):
+            self.session = spark
+
+        def train(self):
+            return self.session
+
+    class Slotted:
+        __slots__ = ("session",)
+
+    class Shared:
+        session = spark
+
+    class Methods:
+        @staticmethod
+        def make():
+            return SPARK
+
+    class Properties:
+        @property
+        def made(self):
+            return SPARK
+
+    class Own:
+        def __getstate__(self):
+            return {"kept": {"frame": stand_in(DataFrame)}}
+
+    def annotated(x):
+        return x
+
+    annotated.__annotations__["x"] = spark
+    slotted = Slotted()
+    slotted.session = spark
+
+    def marked():
+        return 1
+
+    marked.session = spark
+    return {
+        "a closure variable": (closure, ": its closure variable 'spark'"),
+        "a default": (default, ": its default 1"),
+        "a default of a keyword": (keyword, ": its default of 'b'"),
+        "a global of a function that it calls": (calls, ": its closure variable 'helper': its global 'SPARK'"),
+        "an attribute of its object": (Trainer().train, ".__self__.session"),
+        "an attribute of an object without a dict": (slotted, ".session"),
+        "an attribute of a function": (marked, ".session"),
+        "an attribute of a class": (Shared, ".session"),
+        "a part of a partial": (functools.partial(print, 1, sep=spark), ".keywords['sep']"),
+        "a list in a dict": ({"a": [1, spark]}, "['a'][1]"),
+        "a key": ({spark: 1}, ": one of its keys"),
+        "a set": ({spark}, ": one of its elements"),
+        "a named tuple": (Pair(1, spark), "[1]"),
+        "an exception": (RuntimeError("no", spark), ".args[1]"),
+        "a state of its own": (Own(), ".kept['frame']"),
+        "an annotation": (annotated, ": its annotation of 'x'"),
+        "a static method": (Methods, ".make: its global 'SPARK'"),
+        "a property": (Properties, ".made: its global 'SPARK'"),
+    }
+
+
+class TestWhatCannotTravel:
+    """It is refused when it is packed: a rank would open it and fail where it is used."""
+
+    def text(self, value, what="the function train", parts=None):
+        with pytest.raises(codec.NotPicklable) as refusal:
+            codec.pack(value, what, parts)
+        return str(refusal.value)
+
+    def test_a_global_of_the_function_with_what_to_do_instead(self):
+        def train():
+            return SPARK.range(3)
+
+        assert self.text(train) == (
+            "the function train cannot be sent: the function train: its global 'SPARK' is a pyspark.sql.connect.session.SparkSession. It works in "
+            "this process alone. Use it here, and pass the data that the function needs, or write the data to storage and pass the path. The "
+            "function must not create a session either: each of its processes would start a Spark of its own."
+        )
+
+    @pytest.mark.parametrize(
+        ("kind", "advice"),
+        [
+            (SparkSession, "Use it here, and pass the data"),
+            (ClassicSession, "Use it here, and pass the data"),
+            (SparkContext, "Use it here, and pass the data"),
+            (SparkConnectClient, "Use it here, and pass the data"),
+            (DataFrame, "Write it to storage and pass the path, or pass what collect() or toPandas() returns"),
+            (ClassicDataFrame, "Write it to storage and pass the path"),
+            (RDD, "Write it to storage and pass the path"),
+            (GroupedData, "Write it to storage and pass the path"),
+            (Column, "a part of a query and holds no data"),
+            (ClassicColumn, "a part of a query and holds no data"),
+            (Broadcast, "Pass its value instead"),
+            (Accumulator, "Return the number, or report it"),
+            (Run, "Pass its id"),
+        ],
+        ids=lambda each: f"{each.__module__}.{each.__name__}" if isinstance(each, type) else "",
+    )
+    def test_each_kind_says_what_to_do_instead(self, kind, advice):
+        text = self.text((stand_in(kind),), parts={"argument 0": stand_in(kind)})
+        assert f"cannot be sent: argument 0 is a {kind.__module__}.{kind.__qualname__}. " in text
+        assert advice in text
+
+    def test_a_class_that_derives_from_one_of_sparks(self):
+        class OurFrame(DataFrame):
+            pass
+
+        assert "OurFrame. It is a query" in self.text(stand_in(OurFrame))
+
+    @pytest.mark.parametrize("place", places())
+    def test_the_place_is_told(self, place):
+        value, words = places()[place]
+        text = self.text(value)
+        assert text.startswith(f"the function train cannot be sent: the function train{words} is a pyspark."), text
+
+    def test_the_nearest_place_is_told_where_a_large_value_holds_others(self):
+        holder = {"numbers": list(range(300_000)), "deep": [[[[SPARK]]]], "near": [SPARK]}
+        assert "the function train['near'][0] is a" in self.text(holder)
+
+    def test_a_session_behind_a_value_that_cannot_be_pickled_either_is_what_is_told(self):
+        assert "the function train[1] is a pyspark" in self.text([LOCK, SPARK])
+
+    def test_classes_and_functions_of_spark_travel(self):
+        from pyspark.sql import functions
+
+        def train(frame: DataFrame, make=SparkSession):
+            return functions.col("x"), frame
+
+        opened = packed_and_unpacked((train, SparkSession, DataFrame, functions))
+        assert opened[1:] == (SparkSession, DataFrame, functions)
+
+    def test_a_session_behind_a_name_stays_where_it_is(self, monkeypatch):
+        monkeypatch.setattr(
+            textwrap, "spark", SPARK, raising=False
+        )  # a global of a module, whose functions travel as names
+
+        def train():
+            return textwrap.dedent("x")
+
+        assert packed_and_unpacked(train)() == "x"
+
+
+class TestPortable:
+    """What holds no bytecode is opened by every minor version of Python."""
+
+    @pytest.mark.parametrize(
+        "value", [None, 1, {"loss": [0.5], "name": "a"}, textwrap.dedent, (textwrap.dedent, (1,), {}), KeyError("x"), dt.date(2026, 1, 1)],
+        ids=repr,
+    )  # fmt: skip
+    def test_a_value_without_bytecode_is_opened_by_another_python(self, value, monkeypatch):
+        payload = codec.pack(value, "value")
+        monkeypatch.setattr(codec, "PYTHON", "3.99")
+        assert payload.portable
+        assert repr(codec.unpack(payload)) == repr(value)
+
+    @pytest.mark.parametrize("kind", ["lambda", "argument", "class", "object", "method"])
+    def test_a_value_with_bytecode_anywhere_is_refused(self, kind, monkeypatch):
+        class Local:
+            def method(self):
+                return 1
+
+        values = {"lambda": lambda: 1, "argument": (textwrap.dedent, (lambda: 1,), {}), "class": Local, "object": [{"a": Local()}],
+                  "method": Local().method}  # fmt: skip
+        payload = codec.pack(values[kind], "value")
+        monkeypatch.setattr(codec, "PYTHON", "3.99")
+        assert not payload.portable
+        with pytest.raises(codec.WrongPython, match=r"this is Python 3\.99"):
+            codec.unpack(payload)
+
+    def test_a_payload_of_a_release_that_did_not_say_is_taken_for_one_with_bytecode(self):
+        with pytest.raises(codec.WrongPython):
+            codec.unpack(pb.Payload(python="3.9", data=codec.pack(None, "value").data))
 
 
 PRELUDE = """
@@ -291,7 +514,7 @@ class TestDigest:
 
     def test_the_digest_of_data_beside_its_payload_is_that_of_the_whole(self):
         whole = codec.pack([1, "value"], "value")
-        assert codec.digest(codec.versions(), whole.data) == codec.digest(whole)
+        assert codec.digest(*codec.apart([1, "value"], "value")) == codec.digest(whole)
 
     def test_another_python_or_cloudpickle_is_another_digest(self):
         payload = codec.pack(1, "value")

@@ -72,7 +72,11 @@ CASES = {
         {"executors": [executor(0), executor(1, python="")]}, "nurseries", WARNING, "1 executor of 2", "executor 1 on node-1",
     ),
     "another Python": (
-        {"executors": [executor(python="3.12")]}, "Python", PROBLEM, "3.11 here, 3.12 on the workers",
+        {"executors": [executor(python="3.12")]}, "Python", WARNING, "3.11 here, 3.12 on the workers",
+        "scripts run, and functions of modules, whose source travels; functions and classes that a script or notebook defines are refused",
+    ),
+    "another Python, for functions": (
+        {"executors": [executor(python="3.12")]}, "Python", WARNING, "3.11 here, 3.12 on the workers",
         "client with Python 3.12, or set spark.sparkgap.python on the server to a Python 3.11",
     ),
     "another sparkgap": (
@@ -185,3 +189,13 @@ def test_a_client_that_lacks_something(change, found, advice):
     assert check.verdict == PROBLEM
     assert found in check.found
     assert advice in check.advice
+
+
+def test_a_cluster_of_one_machine_is_a_cluster():
+    """Spark cuts its tasks, and lets no barrier stage run with dynamic allocation."""
+    with_shares = {"settings": {GPU: "0.5"}, "executors": WITH_GPUS, "master": "local-cluster[2,2,1024]"}
+    assert "each rank in a task cut for it" in checks(**with_shares)["GPUs"].found
+    assert "use_gpu=True is refused" in checks(**{**with_shares, "master": "local[2]"})["GPUs"].found
+    dynamic = {"settings": {"spark.dynamicAllocation.enabled": "true"}}
+    assert checks(**dynamic, master="local-cluster[2,2,1024]")["training"].verdict == PROBLEM
+    assert checks(**dynamic, master="local[2]")["training"].verdict == OK

@@ -195,7 +195,8 @@ class TestTogether:
 
     def test_two_of_one_name_are_refused_if_they_differ(self, project, tree):
         tree(**{"other/folders_helper.py": "else", "same/x": "1", "a/same/x": "1", "b/same/x": "2", "c/same": ""})
-        assert files(self.packed([project / "same", project / "a" / "same"])) == {"same/x": "1"}
+        both = files(self.packed([project / "same", project / "a" / "same"]))
+        assert both == {"same/x": "1", "folders_package/conf": "c"}
         with pytest.raises(PlanError, match="different contents would travel with main as same/x: rename one"):
             self.packed([project / "same", project / "b" / "same"])
         with pytest.raises(PlanError, match=r"different contents would travel with main as folders_helper\.py"):
@@ -257,3 +258,19 @@ class TestAFolderAsAScript:
             PlanError, match=r"the folder .*/project has no __main__\.py, .*run as by `python .*/project`"
         ):
             script(tree("project/train.py") / "project", (), {}, checked(None))
+
+
+def test_a_script_gets_no_text_of_a_dataframe_as_its_argument(tree):
+    from pyspark.sql.connect.dataframe import DataFrame
+
+    root = tree("train.py")
+    with pytest.raises(
+        PlanError,
+        match=r"argument 1 of the script is a pyspark\.sql\.connect\.dataframe\.DataFrame, of which .* Write it to",
+    ):
+        script(root / "train.py", ("--data", object.__new__(DataFrame)), {}, checked(None))
+    assert list(script(root / "train.py", ("--lr", 0.1, root), {}, checked(None)).arguments) == [
+        "--lr",
+        "0.1",
+        str(root),
+    ]

@@ -1,6 +1,7 @@
 """Which modules travel: what a function refers to or imports, of the user's own project only; and how the other side imports them."""
 
 import importlib
+import os
 import subprocess
 import sys
 import textwrap
@@ -8,7 +9,7 @@ import types
 
 import pytest
 import sparkgap
-from sparkgap import PlanError, imports
+from sparkgap import PlanError, imports, modules, package_data
 from sparkgap.modules import Needs, checked, with_function, with_script
 from sparkgap_protos import codec, places
 from sparkgap_protos.v1 import plan_pb2 as pb
@@ -183,6 +184,141 @@ class TestChosen:
             checked(given)
 
 
+class TestDataBesideModules:
+    """``Path(__file__).parent / "conf.json"`` in a package."""
+
+    @pytest.fixture
+    def luggage(self, project):
+        """`luggage(files)` is what travels with a function that imports `pkg.net`."""
+
+        def pack(files, chosen=None):
+            project({"pkg/__init__.py": "", "pkg/net.py": "def f(): pass", **files})
+            needs = Needs()
+            codec.pack(by_value("def main():\n    import pkg.net"), "main", note=needs)
+            return with_function(checked(chosen), needs, "main")
+
+        return pack
+
+    def test_files_in_the_same_folder_and_in_folders_without_python_travel_with_their_package(self, luggage):
+        packed = luggage(
+            {"pkg/conf.json": "{}", "pkg/data/labels.txt": "a", "pkg/data/deep/x.bin": "b", "conf.json": "stays"}
+        )
+        assert [(file.path, file.data) for file in packed.files] == [
+            ("pkg/conf.json", b"{}"), ("pkg/data/deep/x.bin", b"b"), ("pkg/data/labels.txt", b"a"),
+        ]  # fmt: skip
+        assert [module.name for module in packed.modules] == ["pkg", "pkg.net"]
+
+    def test_so_they_do_with_a_package_that_is_named_and_not_where_no_modules_travel(self, luggage):
+        assert [file.path for file in luggage({"pkg/conf.json": "{}"}, ["pkg"]).files] == ["pkg/conf.json"]
+        assert luggage({}, []).files == []
+
+    def test_a_rank_finds_them_beside_its_module(self, luggage, tmp_path, monkeypatch):
+        read = "import pathlib\ndef f(): return (pathlib.Path(__file__).parent / 'conf.json').read_text()"
+        packed = luggage({"pkg/net.py": read, "pkg/conf.json": "travelled"})
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        sources.install(packed.modules, tmp_path / "private", packed.files)
+        net = importlib.import_module("pkg.net")
+        assert net.__file__.startswith(str(tmp_path / "private"))
+        assert net.f() == "travelled"
+
+    def test_another_content_is_another_model(self, luggage):
+        digests = set()
+        for text in ("1", "2", "1"):
+            packed = luggage({"pkg/conf.json": text})
+            payload = pb.Payload(modules=packed.modules, files=packed.files)
+            payload.MergeFrom(codec.pack(None, "value"))
+            digests.add(codec.digest(payload))
+        assert len(digests) == 2
+
+    def test_what_is_no_data_stays(self, luggage, tmp_path):
+        stays = (
+            ".env", ".git/config", "__pycache__/net.pyc", "old.pyc", "net.pyi", "try.ipynb", "env/pyvenv.cfg", "env/x", "other/code.py",
+            "other/conf.json", "other/data/x", "unused.py",
+        )  # fmt: skip
+        files = {f"pkg/{name}": "" for name in stays}
+        (tmp_path / "outside").mkdir()
+        (tmp_path / "pkg").mkdir()
+        (tmp_path / "pkg" / "link").symlink_to(tmp_path / "outside")
+        os.mkfifo(tmp_path / "pkg" / "pipe")
+        assert [file.path for file in luggage({**files, "pkg/conf.json": ""}).files] == ["pkg/conf.json"]
+
+    def test_a_package_with_many_or_large_files_keeps_them_all(self, luggage, tmp_path):
+        (tmp_path / "pkg" / "data").mkdir(parents=True)
+        for number in range(package_data.MAX_FILES):
+            (tmp_path / "pkg" / "data" / f"{number}.png").touch()
+        assert len(luggage({}).files) == package_data.MAX_FILES
+        assert luggage({"pkg/conf.json": ""}).files == []
+
+    def test_a_large_file_among_them_keeps_them_all(self, luggage, tmp_path):
+        (tmp_path / "pkg").mkdir()
+        with open(tmp_path / "pkg" / "weights.pt", "wb") as file:
+            file.truncate(package_data.MAX_BYTES - 2)
+        assert [file.path for file in luggage({"pkg/conf.json": "{}"}).files] == ["pkg/conf.json", "pkg/weights.pt"]
+        assert luggage({"pkg/conf.json": "{ }"}).files == []
+
+    def test_they_make_room_for_what_was_asked_for(self, luggage, tmp_path, monkeypatch):
+        monkeypatch.setattr(modules, "_MAX_BYTES", 1000)
+        files = {"pkg/data.json": "x" * 600, "given": "y" * 600}
+        assert [file.path for file in luggage(files, [tmp_path / "given"]).files] == ["given"]
+        assert [file.path for file in luggage(files).files] == ["pkg/data.json"]
+
+    def test_a_folder_that_is_given_goes_whole_and_once(self, luggage, tmp_path):
+        packed = luggage({"pkg/conf.json": "{}", "pkg/try.ipynb": "1"}, [tmp_path / "pkg"])
+        assert [file.path for file in packed.files] == [
+            "pkg/__init__.py",
+            "pkg/conf.json",
+            "pkg/net.py",
+            "pkg/try.ipynb",
+        ]
+
+    def test_a_million_entries_are_not_looked_at(self, luggage, tmp_path, monkeypatch):
+        looked_at = []
+        monkeypatch.setattr(package_data, "_MAX_LOOKED_AT", 10)
+        monkeypatch.setattr(package_data, "_data", lambda entry, name: looked_at.append(name))
+        (tmp_path / "pkg").mkdir()
+        for number in range(50):
+            (tmp_path / "pkg" / f".{number}").touch()
+        assert luggage({}).files == []
+        assert len(looked_at) <= 11
+
+
+class TestAdviceOnAMissingFile:
+    @pytest.fixture
+    def advice(self, tmp_path, monkeypatch):
+        """What is said of a path that is opened where these modules have been put."""
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        monkeypatch.setenv(places.FOLDER, "")
+        sources.install([pb.SourceModule(name="pkg", package=True), pb.SourceModule(name="helper")], tmp_path)
+
+        def opened(path):
+            try:
+                open(path).close()
+            except OSError as error:
+                return sources.advice_on(error)
+            raise AssertionError(f"there is a file {path}")
+
+        return opened
+
+    def test_beside_a_module_of_a_package_the_folder_is_to_be_given(self, advice, tmp_path):
+        assert "modules=[pathlib.Path('path/to/pkg')]" in advice(tmp_path / "pkg" / "weights.pt")
+        assert "modules=[pathlib.Path('path/to/pkg')]" in advice(tmp_path / "pkg" / "data" / ".." / "x" / "y")
+
+    def test_beside_another_module_the_file_is(self, advice, tmp_path):
+        assert "modules=[pathlib.Path('path/to/conf.json')]" in advice(tmp_path / "conf.json")
+        assert "modules=[pathlib.Path('path/to/conf')]" in advice(tmp_path / "conf" / "base.yaml")
+
+    def test_a_relative_path_is_looked_for_elsewhere(self, advice):
+        assert "modules=[pathlib.Path('nowhere/x.json')] and is found as sparkgap.files() / 'x.json'" in advice(
+            "nowhere/x.json"
+        )
+
+    def test_nothing_is_said_of_other_files_and_errors(self, advice, tmp_path):
+        assert advice("/nowhere/at/all") == ""
+        assert advice(tmp_path) == ""  # a folder
+        assert sources.advice_on(FileNotFoundError("by hand")) == ""
+        assert sources.advice_on(ValueError("x")) == ""
+
+
 class TestWithAScript:
     def test_what_lies_beside_it_goes_before_what_this_process_imports(self, project, tmp_path):
         project(
@@ -240,7 +376,7 @@ class TestTheDigest:
 
     def test_the_pickle_is_the_same_with_and_without_a_note(self):
         value = ({"a": [1, 2]}, TestChosen, by_value("def main(): return 1"))
-        assert codec.pickled(value, "value", note=Needs()) == codec.pickled(value, "value")
+        assert codec.apart(value, "value", note=Needs())[1] == codec.apart(value, "value")[1]
 
 
 INSTALL = """

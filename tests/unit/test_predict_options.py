@@ -37,6 +37,28 @@ def make_model():
     return lambda x: x
 
 
+def test_a_function_that_captures_a_session_is_refused_by_name():
+    from pyspark.sql.connect.session import SparkSession
+
+    spark = object.__new__(SparkSession)
+
+    def make():
+        weights = spark.read.parquet("/weights")
+        return lambda x: x + weights.count()
+
+    udf = predict_batch_udf(make, return_type="double", batch_size=1)
+    with pytest.raises(
+        PlanError, match=r"make_predict_fn \(make\) cannot be sent: .*: its closure variable 'spark' is a pyspark"
+    ):
+        udf.to_plan()
+
+
+@pytest.mark.parametrize(("function", "portable"), [(make_model, True), (lambda: make_model, False)])
+def test_the_plan_says_whether_other_versions_of_python_can_open_it(function, portable):
+    plan, _ = predict_batch_udf(function, return_type="double", batch_size=1).to_plan()
+    assert plan.make_predict_fn.portable == portable
+
+
 @pytest.fixture
 def plan_of():
     """The plan of a prediction with the given options."""

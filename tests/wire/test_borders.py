@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,3 +102,15 @@ def test_no_other_file_of_the_client_uses_private_names_of_pyspark(path):
     private = {name for name in attributes(path) if name.startswith("_") and not name.startswith("__")}
     assert private - own == set()
     assert "client" not in attributes(path)  # session.client is where everything private begins
+
+
+def test_asserts_compare_and_do_nothing_else():
+    """`python -O` leaves them out."""
+    others = [
+        f"{relative(path)}:{node.lineno}"
+        for path in sources(*PACKAGES)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Assert)
+        and not re.fullmatch(r"isinstance\(.*\)|.* is not None|[\w.]+ == '.*'", ast.unparse(node.test))
+    ]
+    assert others == []

@@ -147,16 +147,21 @@ MESSAGES: dict[str, Message] = {
             )
         )
     ),
+    "command_submit_submission": command(submit=plan_pb2.SubmitRun(plan=train_plan(script=script()), submission="0f" * 16)),
     "payload_files": plan_pb2.Payload(
         python="3.11", files=[plan_pb2.SourceFile(path="conf/base é.yaml", data=b"lr: 1\n")]
     ),
     "script_folder": plan_pb2.Script(
         name="project", files=[plan_pb2.SourceFile(path="project/__main__.py", data=b"print('hello')\n")]
     ),
+    "payload_portable": plan_pb2.Payload(python="3.12", cloudpickle="3.1.2", data=b"\x80\x05N.", portable=True),
     "payload_of_ranks": plan_pb2.Payload(ranks=[payload(), payload()]),
     "command_follow": command(follow=follow()),
     "command_follow_as_call": command(follow=plan_pb2.FollowRun(run_id="run-1", cancel_on_interrupt=True)),
     "command_cancel": command(cancel=plan_pb2.CancelRun(run_id="run-1", reason="interrupted at the client (Ctrl-C)")),
+    "command_cancel_submission": command(
+        cancel=plan_pb2.CancelRun(run_id="run-1", reason="interrupted at the client (Ctrl-C)", submission="0f" * 16)
+    ),
     "command_register": command(register=plan_pb2.RegisterFunction(name="classify", plan=predict_plan())),
     "query_run": query(run=plan_pb2.RunQuery(run_id="run-1")),
     "query_list": query(list=plan_pb2.ListRunsQuery()),

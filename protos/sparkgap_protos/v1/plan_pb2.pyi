@@ -25,12 +25,14 @@ class Command(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., client: _Optional[str] = ..., submit: _Optional[_Union[SubmitRun, _Mapping]] = ..., follow: _Optional[_Union[FollowRun, _Mapping]] = ..., cancel: _Optional[_Union[CancelRun, _Mapping]] = ..., register: _Optional[_Union[RegisterFunction, _Mapping]] = ...) -> None: ...
 
 class SubmitRun(_message.Message):
-    __slots__ = ("plan", "follow")
+    __slots__ = ("plan", "follow", "submission")
     PLAN_FIELD_NUMBER: _ClassVar[int]
     FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    SUBMISSION_FIELD_NUMBER: _ClassVar[int]
     plan: TrainPlan
     follow: FollowRun
-    def __init__(self, plan: _Optional[_Union[TrainPlan, _Mapping]] = ..., follow: _Optional[_Union[FollowRun, _Mapping]] = ...) -> None: ...
+    submission: str
+    def __init__(self, plan: _Optional[_Union[TrainPlan, _Mapping]] = ..., follow: _Optional[_Union[FollowRun, _Mapping]] = ..., submission: _Optional[str] = ...) -> None: ...
 
 class FollowRun(_message.Message):
     __slots__ = ("run_id", "from_sequence", "no_wait", "with_result", "cancel_on_interrupt")
@@ -47,12 +49,14 @@ class FollowRun(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., from_sequence: _Optional[int] = ..., no_wait: bool = ..., with_result: bool = ..., cancel_on_interrupt: bool = ...) -> None: ...
 
 class CancelRun(_message.Message):
-    __slots__ = ("run_id", "reason")
+    __slots__ = ("run_id", "reason", "submission")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    SUBMISSION_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     reason: str
-    def __init__(self, run_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    submission: str
+    def __init__(self, run_id: _Optional[str] = ..., reason: _Optional[str] = ..., submission: _Optional[str] = ...) -> None: ...
 
 class RegisterFunction(_message.Message):
     __slots__ = ("name", "plan")
@@ -109,8 +113,9 @@ class PayloadQuery(_message.Message):
     def __init__(self, digest: _Optional[str] = ..., bytes: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...
 
 class Payload(_message.Message):
-    __slots__ = ("python", "cloudpickle", "data", "uploaded_bytes", "modules", "files", "ranks")
+    __slots__ = ("python", "portable", "cloudpickle", "data", "uploaded_bytes", "modules", "files", "ranks")
     PYTHON_FIELD_NUMBER: _ClassVar[int]
+    PORTABLE_FIELD_NUMBER: _ClassVar[int]
     CLOUDPICKLE_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     UPLOADED_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -118,13 +123,14 @@ class Payload(_message.Message):
     FILES_FIELD_NUMBER: _ClassVar[int]
     RANKS_FIELD_NUMBER: _ClassVar[int]
     python: str
+    portable: bool
     cloudpickle: str
     data: bytes
     uploaded_bytes: int
     modules: _containers.RepeatedCompositeFieldContainer[SourceModule]
     files: _containers.RepeatedCompositeFieldContainer[SourceFile]
     ranks: _containers.RepeatedCompositeFieldContainer[Payload]
-    def __init__(self, python: _Optional[str] = ..., cloudpickle: _Optional[str] = ..., data: _Optional[bytes] = ..., uploaded_bytes: _Optional[int] = ..., modules: _Optional[_Iterable[_Union[SourceModule, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[SourceFile, _Mapping]]] = ..., ranks: _Optional[_Iterable[_Union[Payload, _Mapping]]] = ...) -> None: ...
+    def __init__(self, python: _Optional[str] = ..., portable: bool = ..., cloudpickle: _Optional[str] = ..., data: _Optional[bytes] = ..., uploaded_bytes: _Optional[int] = ..., modules: _Optional[_Iterable[_Union[SourceModule, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[SourceFile, _Mapping]]] = ..., ranks: _Optional[_Iterable[_Union[Payload, _Mapping]]] = ...) -> None: ...
 
 class SourceModule(_message.Message):
     __slots__ = ("name", "source", "package")

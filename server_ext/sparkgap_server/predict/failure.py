@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import builtins
-import traceback
 
 from sparkgap_protos.v1 import node_pb2 as pb
+
+from sparkgap_server import sources, tracebacks
 
 
 def describe(error: BaseException, *, loading: bool) -> pb.ModelFailure:
@@ -16,12 +17,13 @@ def describe(error: BaseException, *, loading: bool) -> pb.ModelFailure:
             f". The model needs the module {error.name!r}, which is not installed on the workers: install it there, or move what "
             "it uses into the file that calls predict_batch_udf, or name the module in modules="
         )
+    message += sources.advice_on(error)
     name = type(error).__qualname__
     return pb.ModelFailure(
         loading=loading,
         exception=name,
         message=message,
-        traceback="".join(traceback.format_exception(error)),
+        traceback=tracebacks.shown(error),
         shown=name if builtin_error(name, message) else f"ModelError: {name}",
     )
 

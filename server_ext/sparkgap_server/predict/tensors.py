@@ -76,8 +76,26 @@ class InputLayout:
 
 
 def model_arguments(predict: Callable[..., object]) -> int:
-    """Number of arrays that a predict function takes, counted as pyspark does: `*args` is one, a default counts."""
-    return len(inspect.signature(predict).parameters)
+    """Number of arrays that a predict function takes, counted as pyspark does: `*args` is one, a default counts, a bound `self` does not.
+
+    Raises
+    ------
+    ValueError
+        Python cannot tell, as of some functions in C.
+    """
+    try:
+        return len(inspect.signature(predict).parameters)
+    except ValueError as error:
+        name = getattr(predict, "__name__", type(predict).__qualname__)
+        raise ValueError(
+            f"{error}, so its inputs cannot be counted: return a function of your own, lambda x: {name}(x)"
+        ) from None
+
+
+_HOW_COUNTED = (
+    "Each parameter of predict is an input, one with a default and *args too, the self of a bound method is none; what is no input is bound in a "
+    "function of its own: return lambda x: predict(x, scale=2.0)"
+)
 
 
 def to_arguments(columns: Sequence[pa.Array[Any]], layout: InputLayout, num_arguments: int) -> list[Array]:
@@ -120,7 +138,7 @@ def to_arguments(columns: Sequence[pa.Array[Any]], layout: InputLayout, num_argu
         return [_only_argument(inputs, shapes, dtypes[0], is_struct=len(columns) == 1)]
     if len(inputs) != num_arguments:
         raise ValueError(
-            f"Model expected {num_arguments} inputs, but received {len(inputs)} columns: {_quoted(_names(inputs))}"
+            f"Model expected {num_arguments} inputs, but received {len(inputs)} columns: {_quoted(_names(inputs))}. {_HOW_COUNTED}"
         )
     if shapes is None:
         shapes = (None,) * num_arguments
@@ -238,7 +256,7 @@ def _only_argument(
     if len(inputs) > 1 and (has_tensors or not is_struct):
         raise ValueError(
             "Multiple input columns found, but model expected a single input, use `array` to combine columns into "
-            f"tensors. The columns are {_quoted(_names(inputs))}"
+            f"tensors. The columns are {_quoted(_names(inputs))}. {_HOW_COUNTED}"
         )
     shape = shapes[0] if shapes else None
     is_raw = is_binary(first.column.type) and bool(shape or dtype)

@@ -7,13 +7,12 @@ import os
 import socket
 import sys
 import time
-import traceback
-from types import TracebackType
 
 from sparkgap_protos import codec
 from sparkgap_protos.v1 import node_pb2 as pb
 from sparkgap_protos.v1 import run_pb2
 
+from sparkgap_server import sources, tracebacks
 from sparkgap_server.train.exits import status_of
 
 _MAX_TEXT = 64 << 10
@@ -46,6 +45,7 @@ def describe(error: BaseException, placement: pb.RankPlacement) -> run_pb2.RankF
         message = _unopenable(error)
     elif isinstance(error, ModuleNotFoundError):
         message = _missing(error)
+    message += sources.advice_on(error)
     failure = run_pb2.RankFailure(
         rank=placement.rank,
         host=socket.gethostname(),
@@ -53,7 +53,7 @@ def describe(error: BaseException, placement: pb.RankPlacement) -> run_pb2.RankF
         time=time.time_ns() // 1000,
         exception=f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins."),
         message=message[:_MAX_TEXT],
-        traceback="".join(traceback.format_exception(type(error), error, _user_part(error.__traceback__)))[-_MAX_TEXT:],
+        traceback=tracebacks.shown(error)[-_MAX_TEXT:],
         in_collective=_in_collective(error),
     )
     if isinstance(error, SystemExit):
@@ -100,15 +100,6 @@ def _is_there(top: str) -> bool:
         return top in sys.modules or importlib.util.find_spec(top) is not None
     except (ImportError, ValueError):
         return False
-
-
-def _user_part(trace: TracebackType | None) -> TracebackType | None:
-    """Without the frames of this package at its top; all of it where there are no others."""
-    here = os.path.dirname(os.path.dirname(__file__))
-    part = trace
-    while part is not None and part.tb_frame.f_code.co_filename.startswith(here):
-        part = part.tb_next
-    return part or trace
 
 
 def _in_collective(error: BaseException) -> bool:

@@ -172,7 +172,7 @@ def result(value: Any, task: RankTask) -> Iterator[bytes]:
     data = b""
     rank, limit = task.placement.rank, task.placement.max_result_bytes
     if rank == 0 or task.plan.all_results:
-        payload = codec.pack(value, f"the value that rank {rank} returned")
+        payload = codec.pack(value, f"the value that rank {rank} returned", advice=codec.RETURNED)
         if task.plan.all_results:
             payload = plan_pb2.Payload(ranks=[payload])
         data = payload.SerializeToString()
