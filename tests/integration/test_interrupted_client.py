@@ -40,8 +40,8 @@ def main(door):
 url, how, door = sys.argv[1:]
 how, ends, _ = how.partition(" and end")
 spark = SparkSession.builder.remote(url).create()
-spark.version
 distributor = TorchDistributor(1, use_gpu=False, spark=spark)
+distributor.run(int, 7)  # Python loses an interrupt that strikes in a lock of the import system, so all is imported here
 while sys.stdin.readline() == "go\\n":
     owned = None
     try:
