@@ -149,6 +149,8 @@ object FrameKind {
   val Schema = 17
   val ColumnBatch = 18
   val PredictedColumn = 19
+  val Refused = 20
+  val TaskContext = 21
 }
 
 final case class Frame(kind: Int, body: Array[Byte])

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from sparkgap_protos.v1 import plan_pb2 as sparkgap__protos_dot_v1_dot_plan__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsparkgap_protos/v1/node.proto\x12\x0bsparkgap.v1\x1a\x1dsparkgap_protos/v1/plan.proto\"^\n\x04Open\x12%\n\x04rank\x18\x01 \x01(\x0b\x32\x15.sparkgap.v1.OpenRankH\x00\x12\'\n\x05model\x18\x02 \x01(\x0b\x32\x16.sparkgap.v1.OpenModelH\x00\x42\x06\n\x04kind\"(\n\x08OpenRank\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\";\n\tOpenModel\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0bpython_path\x18\x03 \x03(\t\"\xc1\x02\n\rRankPlacement\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x12\n\nlocal_rank\x18\x04 \x01(\r\x12\x12\n\nworld_size\x18\x05 \x01(\r\x12\x18\n\x10local_world_size\x18\x06 \x01(\r\x12\x11\n\tnode_rank\x18\x07 \x01(\r\x12\x11\n\tnum_nodes\x18\x08 \x01(\r\x12\x0c\n\x04host\x18\t \x01(\t\x12\x0c\n\x04gpus\x18\n \x03(\t\x12\x0c\n\x04\x63pus\x18\x0b \x01(\r\x12\x18\n\x10max_result_bytes\x18\x0c \x01(\x04\x12\x13\n\x0bpython_path\x18\r \x03(\t\x12*\n\x0csession_conf\x18\x0e \x03(\x0b\x32\x14.sparkgap.v1.Setting\x12\x14\n\x0cmax_failures\x18\x0f \x01(\r\"*\n\x0cMeetingPoint\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\";\n\x08RankExit\x12\x0e\n\x06status\x18\x01 \x01(\x05\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x12\n\nlast_lines\x18\x03 \x03(\t\"\x17\n\x05\x42\x61tch\x12\x0e\n\x06length\x18\x01 \x01(\x04\"\x18\n\x04Grow\x12\x10\n\x08\x63\x61pacity\x18\x01 \x01(\x04\"c\n\nModelReady\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x12\n\ndescriptor\x18\x02 \x01(\r\x12\x10\n\x08\x63\x61pacity\x18\x03 \x01(\x04\x12\x14\n\x0cload_seconds\x18\x04 \x01(\x01\x12\x0c\n\x04slot\x18\x05 \x01(\r\"G\n\x0ePredictedBatch\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\x04\x12\x15\n\rmodel_seconds\x18\x03 \x01(\x01\"e\n\x0cModelFailure\x12\x0f\n\x07loading\x18\x01 \x01(\x08\x12\x11\n\texception\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x11\n\ttraceback\x18\x04 \x01(\t\x12\r\n\x05shown\x18\x05 \x01(\t\"0\n\x06\x43olumn\x12\x11\n\x05nodes\x18\x01 \x03(\x04\x42\x02\x10\x01\x12\x13\n\x07\x62uffers\x18\x02 \x03(\x04\x42\x02\x10\x01\"_\n\x0b\x43olumnBatch\x12\x0c\n\x04rows\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\x04\x12$\n\x07\x63olumns\x18\x03 \x03(\x0b\x32\x13.sparkgap.v1.Column\x12\x0c\n\x04slot\x18\x04 \x01(\r\"k\n\x0fPredictedColumn\x12#\n\x06\x63olumn\x18\x01 \x01(\x0b\x32\x13.sparkgap.v1.Column\x12\x0e\n\x06length\x18\x02 \x01(\x04\x12\x15\n\rmodel_seconds\x18\x03 \x01(\x01\x12\x0c\n\x04slot\x18\x04 \x01(\r*\xbd\x02\n\tFrameKind\x12\x1a\n\x16\x46RAME_KIND_UNSPECIFIED\x10\x00\x12\x08\n\x04OPEN\x10\x01\x12\r\n\tPLACEMENT\x10\x02\x12\x0e\n\nTRAIN_PLAN\x10\x03\x12\x11\n\rMEETING_POINT\x10\x04\x12\x0b\n\x07\x41\x44\x44RESS\x10\x05\x12\t\n\x05\x45VENT\x10\x06\x12\n\n\x06RESULT\x10\x07\x12\x0b\n\x07\x46\x41ILURE\x10\x08\x12\x08\n\x04\x45XIT\x10\t\x12\x10\n\x0cPREDICT_PLAN\x10\n\x12\t\n\x05\x42\x41TCH\x10\x0b\x12\x08\n\x04GROW\x10\x0c\x12\x0f\n\x0bPLAN_WANTED\x10\r\x12\x0f\n\x0bMODEL_READY\x10\x0e\x12\r\n\tPREDICTED\x10\x0f\x12\x11\n\rMODEL_FAILURE\x10\x10\x12\n\n\x06SCHEMA\x10\x11\x12\x10\n\x0c\x43OLUMN_BATCH\x10\x12\x12\x14\n\x10PREDICTED_COLUMN\x10\x13\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsparkgap_protos/v1/node.proto\x12\x0bsparkgap.v1\x1a\x1dsparkgap_protos/v1/plan.proto\"^\n\x04Open\x12%\n\x04rank\x18\x01 \x01(\x0b\x32\x15.sparkgap.v1.OpenRankH\x00\x12\'\n\x05model\x18\x02 \x01(\x0b\x32\x16.sparkgap.v1.OpenModelH\x00\x42\x06\n\x04kind\"(\n\x08OpenRank\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\";\n\tOpenModel\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0bpython_path\x18\x03 \x03(\t\"\x1a\n\x07Refused\x12\x0f\n\x07message\x18\x01 \x01(\t\"\xc1\x02\n\rRankPlacement\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x12\n\nlocal_rank\x18\x04 \x01(\r\x12\x12\n\nworld_size\x18\x05 \x01(\r\x12\x18\n\x10local_world_size\x18\x06 \x01(\r\x12\x11\n\tnode_rank\x18\x07 \x01(\r\x12\x11\n\tnum_nodes\x18\x08 \x01(\r\x12\x0c\n\x04host\x18\t \x01(\t\x12\x0c\n\x04gpus\x18\n \x03(\t\x12\x0c\n\x04\x63pus\x18\x0b \x01(\r\x12\x18\n\x10max_result_bytes\x18\x0c \x01(\x04\x12\x13\n\x0bpython_path\x18\r \x03(\t\x12*\n\x0csession_conf\x18\x0e \x03(\x0b\x32\x14.sparkgap.v1.Setting\x12\x14\n\x0cmax_failures\x18\x0f \x01(\r\"*\n\x0cMeetingPoint\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\";\n\x08RankExit\x12\x0e\n\x06status\x18\x01 \x01(\x05\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x12\n\nlast_lines\x18\x03 \x03(\t\"\xd2\x01\n\x0bTaskContext\x12\x10\n\x08stage_id\x18\x01 \x01(\r\x12\x14\n\x0cpartition_id\x18\x02 \x01(\r\x12\x16\n\x0e\x61ttempt_number\x18\x03 \x01(\r\x12\x17\n\x0ftask_attempt_id\x18\x04 \x01(\x04\x12\x0c\n\x04\x63pus\x18\x05 \x01(\r\x12,\n\tresources\x18\x06 \x03(\x0b\x32\x19.sparkgap.v1.TaskResource\x12.\n\x10local_properties\x18\x07 \x03(\x0b\x32\x14.sparkgap.v1.Setting\"/\n\x0cTaskResource\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\taddresses\x18\x02 \x03(\t\"\x17\n\x05\x42\x61tch\x12\x0e\n\x06length\x18\x01 \x01(\x04\"\x18\n\x04Grow\x12\x10\n\x08\x63\x61pacity\x18\x01 \x01(\x04\"c\n\nModelReady\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x12\n\ndescriptor\x18\x02 \x01(\r\x12\x10\n\x08\x63\x61pacity\x18\x03 \x01(\x04\x12\x14\n\x0cload_seconds\x18\x04 \x01(\x01\x12\x0c\n\x04slot\x18\x05 \x01(\r\"G\n\x0ePredictedBatch\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\x04\x12\x15\n\rmodel_seconds\x18\x03 \x01(\x01\"e\n\x0cModelFailure\x12\x0f\n\x07loading\x18\x01 \x01(\x08\x12\x11\n\texception\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x11\n\ttraceback\x18\x04 \x01(\t\x12\r\n\x05shown\x18\x05 \x01(\t\"0\n\x06\x43olumn\x12\x11\n\x05nodes\x18\x01 \x03(\x04\x42\x02\x10\x01\x12\x13\n\x07\x62uffers\x18\x02 \x03(\x04\x42\x02\x10\x01\"_\n\x0b\x43olumnBatch\x12\x0c\n\x04rows\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\x04\x12$\n\x07\x63olumns\x18\x03 \x03(\x0b\x32\x13.sparkgap.v1.Column\x12\x0c\n\x04slot\x18\x04 \x01(\r\"k\n\x0fPredictedColumn\x12#\n\x06\x63olumn\x18\x01 \x01(\x0b\x32\x13.sparkgap.v1.Column\x12\x0e\n\x06length\x18\x02 \x01(\x04\x12\x15\n\rmodel_seconds\x18\x03 \x01(\x01\x12\x0c\n\x04slot\x18\x04 \x01(\r*\xdc\x02\n\tFrameKind\x12\x1a\n\x16\x46RAME_KIND_UNSPECIFIED\x10\x00\x12\x08\n\x04OPEN\x10\x01\x12\r\n\tPLACEMENT\x10\x02\x12\x0e\n\nTRAIN_PLAN\x10\x03\x12\x11\n\rMEETING_POINT\x10\x04\x12\x0b\n\x07\x41\x44\x44RESS\x10\x05\x12\t\n\x05\x45VENT\x10\x06\x12\n\n\x06RESULT\x10\x07\x12\x0b\n\x07\x46\x41ILURE\x10\x08\x12\x08\n\x04\x45XIT\x10\t\x12\x10\n\x0cPREDICT_PLAN\x10\n\x12\t\n\x05\x42\x41TCH\x10\x0b\x12\x08\n\x04GROW\x10\x0c\x12\x0f\n\x0bPLAN_WANTED\x10\r\x12\x0f\n\x0bMODEL_READY\x10\x0e\x12\r\n\tPREDICTED\x10\x0f\x12\x11\n\rMODEL_FAILURE\x10\x10\x12\n\n\x06SCHEMA\x10\x11\x12\x10\n\x0c\x43OLUMN_BATCH\x10\x12\x12\x14\n\x10PREDICTED_COLUMN\x10\x13\x12\x0b\n\x07REFUSED\x10\x14\x12\x10\n\x0cTASK_CONTEXT\x10\x15\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,34 +36,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COLUMN'].fields_by_name['nodes']._serialized_options = b'\020\001'
   _globals['_COLUMN'].fields_by_name['buffers']._loaded_options = None
   _globals['_COLUMN'].fields_by_name['buffers']._serialized_options = b'\020\001'
-  _globals['_FRAMEKIND']._serialized_start=1290
-  _globals['_FRAMEKIND']._serialized_end=1607
+  _globals['_FRAMEKIND']._serialized_start=1580
+  _globals['_FRAMEKIND']._serialized_end=1928
   _globals['_OPEN']._serialized_start=77
   _globals['_OPEN']._serialized_end=171
   _globals['_OPENRANK']._serialized_start=173
   _globals['_OPENRANK']._serialized_end=213
   _globals['_OPENMODEL']._serialized_start=215
   _globals['_OPENMODEL']._serialized_end=274
-  _globals['_RANKPLACEMENT']._serialized_start=277
-  _globals['_RANKPLACEMENT']._serialized_end=598
-  _globals['_MEETINGPOINT']._serialized_start=600
-  _globals['_MEETINGPOINT']._serialized_end=642
-  _globals['_RANKEXIT']._serialized_start=644
-  _globals['_RANKEXIT']._serialized_end=703
-  _globals['_BATCH']._serialized_start=705
-  _globals['_BATCH']._serialized_end=728
-  _globals['_GROW']._serialized_start=730
-  _globals['_GROW']._serialized_end=754
-  _globals['_MODELREADY']._serialized_start=756
-  _globals['_MODELREADY']._serialized_end=855
-  _globals['_PREDICTEDBATCH']._serialized_start=857
-  _globals['_PREDICTEDBATCH']._serialized_end=928
-  _globals['_MODELFAILURE']._serialized_start=930
-  _globals['_MODELFAILURE']._serialized_end=1031
-  _globals['_COLUMN']._serialized_start=1033
-  _globals['_COLUMN']._serialized_end=1081
-  _globals['_COLUMNBATCH']._serialized_start=1083
-  _globals['_COLUMNBATCH']._serialized_end=1178
-  _globals['_PREDICTEDCOLUMN']._serialized_start=1180
-  _globals['_PREDICTEDCOLUMN']._serialized_end=1287
+  _globals['_REFUSED']._serialized_start=276
+  _globals['_REFUSED']._serialized_end=302
+  _globals['_RANKPLACEMENT']._serialized_start=305
+  _globals['_RANKPLACEMENT']._serialized_end=626
+  _globals['_MEETINGPOINT']._serialized_start=628
+  _globals['_MEETINGPOINT']._serialized_end=670
+  _globals['_RANKEXIT']._serialized_start=672
+  _globals['_RANKEXIT']._serialized_end=731
+  _globals['_TASKCONTEXT']._serialized_start=734
+  _globals['_TASKCONTEXT']._serialized_end=944
+  _globals['_TASKRESOURCE']._serialized_start=946
+  _globals['_TASKRESOURCE']._serialized_end=993
+  _globals['_BATCH']._serialized_start=995
+  _globals['_BATCH']._serialized_end=1018
+  _globals['_GROW']._serialized_start=1020
+  _globals['_GROW']._serialized_end=1044
+  _globals['_MODELREADY']._serialized_start=1046
+  _globals['_MODELREADY']._serialized_end=1145
+  _globals['_PREDICTEDBATCH']._serialized_start=1147
+  _globals['_PREDICTEDBATCH']._serialized_end=1218
+  _globals['_MODELFAILURE']._serialized_start=1220
+  _globals['_MODELFAILURE']._serialized_end=1321
+  _globals['_COLUMN']._serialized_start=1323
+  _globals['_COLUMN']._serialized_end=1371
+  _globals['_COLUMNBATCH']._serialized_start=1373
+  _globals['_COLUMNBATCH']._serialized_end=1468
+  _globals['_PREDICTEDCOLUMN']._serialized_start=1470
+  _globals['_PREDICTEDCOLUMN']._serialized_end=1577
 # @@protoc_insertion_point(module_scope)

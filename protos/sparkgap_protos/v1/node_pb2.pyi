@@ -30,6 +30,8 @@ class FrameKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SCHEMA: _ClassVar[FrameKind]
     COLUMN_BATCH: _ClassVar[FrameKind]
     PREDICTED_COLUMN: _ClassVar[FrameKind]
+    REFUSED: _ClassVar[FrameKind]
+    TASK_CONTEXT: _ClassVar[FrameKind]
 FRAME_KIND_UNSPECIFIED: FrameKind
 OPEN: FrameKind
 PLACEMENT: FrameKind
@@ -50,6 +52,8 @@ MODEL_FAILURE: FrameKind
 SCHEMA: FrameKind
 COLUMN_BATCH: FrameKind
 PREDICTED_COLUMN: FrameKind
+REFUSED: FrameKind
+TASK_CONTEXT: FrameKind
 
 class Open(_message.Message):
     __slots__ = ("rank", "model")
@@ -76,6 +80,12 @@ class OpenModel(_message.Message):
     name: str
     python_path: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, key: _Optional[str] = ..., name: _Optional[str] = ..., python_path: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Refused(_message.Message):
+    __slots__ = ("message",)
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    message: str
+    def __init__(self, message: _Optional[str] = ...) -> None: ...
 
 class RankPlacement(_message.Message):
     __slots__ = ("run_id", "attempt", "rank", "local_rank", "world_size", "local_world_size", "node_rank", "num_nodes", "host", "gpus", "cpus", "max_result_bytes", "python_path", "session_conf", "max_failures")
@@ -128,6 +138,32 @@ class RankExit(_message.Message):
     pid: int
     last_lines: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, status: _Optional[int] = ..., pid: _Optional[int] = ..., last_lines: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class TaskContext(_message.Message):
+    __slots__ = ("stage_id", "partition_id", "attempt_number", "task_attempt_id", "cpus", "resources", "local_properties")
+    STAGE_ID_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    TASK_ATTEMPT_ID_FIELD_NUMBER: _ClassVar[int]
+    CPUS_FIELD_NUMBER: _ClassVar[int]
+    RESOURCES_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_PROPERTIES_FIELD_NUMBER: _ClassVar[int]
+    stage_id: int
+    partition_id: int
+    attempt_number: int
+    task_attempt_id: int
+    cpus: int
+    resources: _containers.RepeatedCompositeFieldContainer[TaskResource]
+    local_properties: _containers.RepeatedCompositeFieldContainer[_plan_pb2.Setting]
+    def __init__(self, stage_id: _Optional[int] = ..., partition_id: _Optional[int] = ..., attempt_number: _Optional[int] = ..., task_attempt_id: _Optional[int] = ..., cpus: _Optional[int] = ..., resources: _Optional[_Iterable[_Union[TaskResource, _Mapping]]] = ..., local_properties: _Optional[_Iterable[_Union[_plan_pb2.Setting, _Mapping]]] = ...) -> None: ...
+
+class TaskResource(_message.Message):
+    __slots__ = ("name", "addresses")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Batch(_message.Message):
     __slots__ = ("length",)
