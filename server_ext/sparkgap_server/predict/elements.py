@@ -103,7 +103,7 @@ def _dicts_of_structs(column: Any) -> list[Any]:
     ]
 
 
-def _holds_dicts(kind: pa.DataType) -> bool:
+def _holds_dicts(kind: Any) -> bool:
     return _holds_dicts(kind.value_type) if is_list(kind) else pt.is_nested(kind)
 
 
@@ -124,4 +124,4 @@ def filled(found: list[Any]) -> Array:
 
 def _local(column: Any) -> Any:
     is_in_zone = pt.is_timestamp(column.type) and column.type.tz is not None
-    return pc.local_timestamp(column) if is_in_zone else column  # type: ignore[call-overload]  # the stubs want one without a time zone
+    return pc.local_timestamp(column) if is_in_zone else column
