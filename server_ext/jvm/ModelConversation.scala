@@ -119,25 +119,31 @@ private[sparkgap] final class ModelConversation(
     slots += map(expect(FrameKind.ModelReady))
   }
 
-  /** The host's answer once it has the model, or None where it ended before. */
+  /** The host's answer once it has the model, or None where it ended before. A connection that did not get so far is closed by the next one, or by the
+    * end of the conversation. */
   private def open(): Option[Frame] = {
     val opened = Nursery.open(Schema.build("OpenModel")("key" -> plan.string("digest"), "name" -> name))
     synchronized {
+      if (connection != null) connection.close()
       connection = opened
       if (closed) opened.close()
     }
     val began = System.nanoTime()
-    val answer = try {
-      connection.send(FrameKind.PredictPlan, plan.without("make_predict_fn").toByteArray)
-      connection.receive() match {
-        case Some(Frame(FrameKind.PlanWanted, _)) => connection.send(FrameKind.PredictPlan, wholePlan.toByteArray); connection.receive()
-        case other => other
-      }
-    } catch { case _: IOException => None }
+    say(FrameKind.TaskContext, ServedTask.of(TaskContext.get()))
+    say(FrameKind.PredictPlan, plan.without("make_predict_fn"))
+    val answer = hear() match {
+      case Some(Frame(FrameKind.PlanWanted, _)) => say(FrameKind.PredictPlan, wholePlan); hear()
+      case other => other
+    }
     metrics("loadTime") += System.nanoTime() - began
     TaskContext.get().killTaskIfInterrupted()
     answer
   }
+
+  /** To a host that may have gone: who has refused and closed can still be heard. */
+  private def say(kind: Int, message: DynamicMessage): Unit = try connection.send(kind, message.toByteArray) catch { case _: IOException => }
+
+  private def hear(): Option[Frame] = try connection.receive() catch { case _: IOException => None }
 
   /** Reading the broadcast's value is what brings an uploaded payload to this executor. */
   private def wholePlan: DynamicMessage = payload.fold(plan)(uploaded => plan.copy("payload_file" -> uploaded.value.path))
@@ -158,6 +164,8 @@ private[sparkgap] final class ModelConversation(
   private def body(frame: Frame, kind: Int): Array[Byte] = frame match {
     case Frame(`kind`, bytes) => bytes
     case Frame(FrameKind.ModelFailure, bytes) => throw raised(Schema.parse("ModelFailure", bytes))
+    case Frame(FrameKind.Refused, bytes) =>
+      throw pythonException(s"HostRefused: the nursery could not start the model host of $name: ${Schema.parse("Refused", bytes).string("message")}")
     case Frame(other, _) => throw new SparkException(s"the model host of $name sent a frame of kind $other where $kind was expected")
   }
 
@@ -181,3 +189,17 @@ private[sparkgap] final class ModelConversation(
 }
 
 private object ModelConversation { val OpenAttempts = 3 }
+
+/** What `pyspark.TaskContext.get()` shows in the model host: the same as in Spark's own Python workers. */
+private object ServedTask {
+  def of(task: TaskContext): DynamicMessage = Schema.build("TaskContext")(
+    "stage_id" -> task.stageId(),
+    "partition_id" -> task.partitionId(),
+    "attempt_number" -> task.attemptNumber(),
+    "task_attempt_id" -> task.taskAttemptId(),
+    "cpus" -> task.cpus(),
+    "resources" -> task.resources().toSeq.map { case (name, found) =>
+      Schema.build("TaskResource")("name" -> name, "addresses" -> found.addresses.toSeq)
+    },
+    "local_properties" -> task.getLocalProperties.asScala.toSeq.map { case (key, value) => Schema.build("Setting")("key" -> key, "value" -> value) })
+}

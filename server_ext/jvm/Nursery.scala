@@ -193,8 +193,9 @@ object FrameKind {
   val ColumnBatch = 18
   val PredictedColumn = 19
   val Refused = 20
-  val KeeperEnd = 21
-  val Notice = 30
+  val TaskContext = 21
+  val KeeperEnd = 22
+  val Notice = 23
 }
 
 final case class Frame(kind: Int, body: Array[Byte])

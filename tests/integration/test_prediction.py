@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from pyspark import cloudpickle
+from pyspark import TaskContext, cloudpickle
 from pyspark.errors import PythonException
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
@@ -354,9 +354,9 @@ class TestOneModel:
         def make():
             journal.note("load", os.getpid())
             deadline = time.monotonic() + 60
-            while threading.active_count() < 5:  # this one and a thread for each of four connections
+            while threading.active_count() < 6:  # this one, one at the door, and one for each of four connections
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"four tasks did not connect within 60 s, {threading.active_count() - 1} did")
+                    raise TimeoutError(f"four tasks did not connect within 60 s, {threading.active_count() - 2} did")
                 time.sleep(0.01)
             return lambda x: np.full(len(x), os.getpid())
 
@@ -642,6 +642,25 @@ class TestHosts:
             spark.range(1).select(predicting(make_stillborn)("id")).collect()
         assert len(set(journal.numbers("load"))) == 3
 
+    def test_reaching_for_hosts_that_end_costs_the_server_no_descriptor(self, spark, journal, eventually):
+        [host] = hosts_of(spark.range(1).select(predicting(process_id_model(journal), "bigint")("id")))
+        server = psutil.Process(host).parent().parent()
+
+        def make_stillborn():
+            os._exit(3)
+
+        def query():
+            with pytest.raises(PythonException, match="ended 3 times before it could load the model"):
+                spark.range(0, 2, 1, 2).select(predicting(make_stillborn)("id")).collect()
+
+        for _ in range(3):
+            query()
+        before = server.num_fds()
+        for _ in range(20):
+            query()
+        # A leak of one in each task would be 40; the server opens and closes others meanwhile.
+        eventually(lambda: server.num_fds() < before + 20, 30, "the server's descriptors are those of before")
+
     def test_a_nursery_that_died_between_two_queries_is_replaced_with_its_hosts(self, spark, journal, eventually):
         udf = predicting(process_id_model(journal), "bigint")
         [first] = hosts_of(spark.range(0, 10, 1, 2).select(udf("id")))
@@ -704,6 +723,31 @@ class TestHosts:
             spark.range(0, 10, 1, 1).select(udf("id")).collect()
         assert column(spark.range(4, 6, 1, 1).select(udf("id"))) == [4.0, 5.0]
         assert len(journal.numbers("load")) == 1
+
+
+class TestTaskContext:
+    def test_it_is_the_task_that_loads_and_whose_batch_it_is(self, spark):
+        def make():
+            loaded = TaskContext.get()
+
+            def predict(x):
+                task = TaskContext.get()
+                row = {
+                    "loaded": loaded.partitionId(),
+                    "partition": task.partitionId(),
+                    "task": task.taskAttemptId(),
+                    "stage": task.stageId(),
+                }
+                return [row] * len(x)
+
+            return predict
+
+        udf = predicting(make, "loaded int, partition int, task bigint, stage int", batch_size=3)
+        rows = spark.range(0, 40, 1, 4).select(F.spark_partition_id().alias("at"), udf("id").alias("saw")).collect()
+        assert [row["saw"]["partition"] for row in rows] == [row["at"] for row in rows]
+        assert len({row["saw"]["task"] for row in rows}) == 4
+        assert len({row["saw"]["stage"] for row in rows}) == 1
+        assert len({row["saw"]["loaded"] for row in rows}) == 1
 
 
 class TestArgumentExpressions:

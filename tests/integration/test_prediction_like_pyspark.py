@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from pyspark import cloudpickle
+from pyspark import TaskContext, cloudpickle
 from pyspark.errors import PythonException
 from pyspark.ml.functions import predict_batch_udf as pyspark_predict
 from pyspark.sql import DataFrame
@@ -50,6 +50,28 @@ def total(x):
     return x.reshape(len(x), -1).sum(axis=1)
 
 
+def described(value):
+    """Types, shapes and values all the way down; pandas' Timestamp is a datetime."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {value.shape} [{', '.join(map(described, value))}]"
+    if isinstance(value, dict):
+        return str({key: described(each) for key, each in value.items()})
+    return f"{type(value).__name__} {value!r}"
+
+
+def seen(x, y):
+    return np.array([described(each) for each in x], dtype=object)
+
+
+def task(x):
+    """What `TaskContext.get()` says of everything that is the same in two queries."""
+    context = TaskContext.get()
+    figures = context.partitionId(), context.attemptNumber(), context.cpus(), sorted(context.resources())
+    known = [context.getLocalProperty(key) is not None for key in ("spark.sql.execution.id", "spark.job.tags", "no")]
+    kinds = type(context.stageId()), type(context.taskAttemptId()), type(context.resources())
+    return np.array([f"{figures} {known} {kinds}"] * len(x), dtype=object)
+
+
 ACCEPTED = {
     "a scalar column": Case(lambda x: x + 1.0, "double", ("id",)),
     "integers stay integers": Case(lambda x: x * 2, "long", ("id",)),
@@ -74,6 +96,16 @@ ACCEPTED = {
     "tensors in a struct": Case(lambda x, y: total(x) + total(y), "double", ("struct(tensor, pair)",), [[3], [2]]),
     "null elements of a tensor": Case(lambda x: np.isnan(x).sum(axis=1), "int", ("gaps",), [[2]]),
     "a column of predictions": Case(lambda x: x[:, None] * 1.0, "double", ("id",)),
+    "arrays of structs": Case(seen, "string", ("array(struct(id, name), struct(id, null))", "id"), [None, None]),
+    "ragged arrays of structs": Case(
+        seen, "string", ("transform(sequence(0, id % 3), i -> struct(i, tensor as t))", "id"), [None, [1]]
+    ),
+    "nested arrays": Case(seen, "string", ("array(tensor, array(single))", "id"), [None, None]),
+    "nested arrays with a shape": Case(seen, "string", ("array(tensor, gaps)", "id"), [[2], None]),
+    "ragged arrays": Case(seen, "string", ("sequence(0, id % 3)", "id"), [None, None]),
+    "maps": Case(seen, "string", ("map('a', half_holes, name, 1)", "id"), where="name is not null"),
+    "maps of arrays and structs": Case(seen, "string", ("map('a', struct(pair, id))", "id")),
+    "the context of the task": Case(task, "string", ("id",)),
     "array out": Case(lambda x: np.stack([x, x * 2.0], axis=1), "array<double>", ("id",)),
     "integer arrays out": Case(lambda x: np.stack([x, x * 2], axis=1), "array<long>", ("id",)),
     "a dict of arrays": Case(lambda x: {"a": x, "b": x * 0.5}, "struct<a: long, b: double>", ("id",)),

@@ -64,7 +64,7 @@ def test_the_codec_is_opened_by_ranks_model_hosts_and_the_client_only():
     assert unpacking == {
         "client/sparkgap/errors.py",
         "client/sparkgap/run.py",
-        "server_ext/sparkgap_server/predict/host.py",
+        "server_ext/sparkgap_server/predict/model.py",
         "server_ext/sparkgap_server/train/rank.py",
     }
 

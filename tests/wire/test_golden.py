@@ -225,6 +225,12 @@ MESSAGES: dict[str, Message] = {
     "rank_notice": node_pb2.RankNotice(rank=3, text="left 1 file: é.pt (4 bytes)"),
     "meeting_point": node_pb2.MeetingPoint(host="10.0.0.7", port=29500),
     "rank_exit": node_pb2.RankExit(status=-9, pid=4711, last_lines=["epoch 1", ""]),
+    "refused": node_pb2.Refused(message="[Errno 11] Resource temporarily unavailable"),
+    "task_context": node_pb2.TaskContext(
+        stage_id=7, partition_id=3, attempt_number=1, task_attempt_id=2**40, cpus=2,
+        resources=[node_pb2.TaskResource(name="gpu", addresses=["0", "1"])],
+        local_properties=[plan_pb2.Setting(key="spark.job.description", value="é")],
+    ),
     "batch": node_pb2.Batch(length=2**33),
     "grow": node_pb2.Grow(capacity=2**33),
     "model_ready": node_pb2.ModelReady(pid=4711, descriptor=12, capacity=1 << 20, load_seconds=1.5, slot=1),

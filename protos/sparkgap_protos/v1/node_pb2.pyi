@@ -31,6 +31,7 @@ class FrameKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     COLUMN_BATCH: _ClassVar[FrameKind]
     PREDICTED_COLUMN: _ClassVar[FrameKind]
     REFUSED: _ClassVar[FrameKind]
+    TASK_CONTEXT: _ClassVar[FrameKind]
     KEEPER_END: _ClassVar[FrameKind]
     NOTICE: _ClassVar[FrameKind]
 FRAME_KIND_UNSPECIFIED: FrameKind
@@ -54,6 +55,7 @@ SCHEMA: FrameKind
 COLUMN_BATCH: FrameKind
 PREDICTED_COLUMN: FrameKind
 REFUSED: FrameKind
+TASK_CONTEXT: FrameKind
 KEEPER_END: FrameKind
 NOTICE: FrameKind
 
@@ -172,6 +174,32 @@ class RankNotice(_message.Message):
     rank: int
     text: str
     def __init__(self, rank: _Optional[int] = ..., text: _Optional[str] = ...) -> None: ...
+
+class TaskContext(_message.Message):
+    __slots__ = ("stage_id", "partition_id", "attempt_number", "task_attempt_id", "cpus", "resources", "local_properties")
+    STAGE_ID_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    TASK_ATTEMPT_ID_FIELD_NUMBER: _ClassVar[int]
+    CPUS_FIELD_NUMBER: _ClassVar[int]
+    RESOURCES_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_PROPERTIES_FIELD_NUMBER: _ClassVar[int]
+    stage_id: int
+    partition_id: int
+    attempt_number: int
+    task_attempt_id: int
+    cpus: int
+    resources: _containers.RepeatedCompositeFieldContainer[TaskResource]
+    local_properties: _containers.RepeatedCompositeFieldContainer[_plan_pb2.Setting]
+    def __init__(self, stage_id: _Optional[int] = ..., partition_id: _Optional[int] = ..., attempt_number: _Optional[int] = ..., task_attempt_id: _Optional[int] = ..., cpus: _Optional[int] = ..., resources: _Optional[_Iterable[_Union[TaskResource, _Mapping]]] = ..., local_properties: _Optional[_Iterable[_Union[_plan_pb2.Setting, _Mapping]]] = ...) -> None: ...
+
+class TaskResource(_message.Message):
+    __slots__ = ("name", "addresses")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Batch(_message.Message):
     __slots__ = ("length",)

@@ -25,7 +25,7 @@ Batch = tuple[Sifted, list[Any]]
 class Chunk:
     """Rows on their way through the model.
 
-    Made before it is the task's turn, which for one batch does all of the work on its arguments.
+    Made while another chunk is predicted, which for one batch does all of the work on its arguments.
 
     Parameters
     ----------
@@ -40,6 +40,10 @@ class Chunk:
     """
 
     def __init__(self, task: Task, inputs: int, columns: Columns, rows: int) -> None:
+        if len(columns) != len(task.layout.names):
+            raise ValueError(
+                f"the plan names {len(task.layout.names)} arguments, and the batch has {len(columns)} columns"
+            )
         self._task = task
         self._inputs = inputs
         self._one = rows <= task.batch_size

@@ -21,7 +21,11 @@ class SharedMemory:
     def __init__(self, capacity: int = 1 << 20) -> None:
         self.descriptor = os.memfd_create("sparkgap-batches", os.MFD_CLOEXEC)
         self.capacity = 0
-        self.grow(capacity)
+        try:
+            self.grow(capacity)
+        except BaseException:
+            os.close(self.descriptor)
+            raise
 
     def grow(self, capacity: int) -> None:
         """Make room for at least `capacity` bytes; arrays that view the old mapping stay valid."""
@@ -73,7 +77,11 @@ class MappedMemory:
     def __init__(self, pid: int, descriptor: int) -> None:
         self._descriptor = os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
         self.capacity = 0
-        self.remap(0)
+        try:
+            self.remap(0)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
 
     def remap(self, needed: int) -> None:
         """Map anew if less than `needed` bytes are mapped."""

@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.types as pt
 from pyspark.sql.pandas.types import is_geography, is_geometry, is_variant
 
 from sparkgap_server.predict.dtypes import Dtype, converted
+from sparkgap_server.predict.elements import elements, filled, rows_of_arrays, scalars
 from sparkgap_server.predict.raw import binary_tensor
 from sparkgap_server.predict.vectors import is_vector, vector_lengths, vector_values
-from sparkgap_server.predict.views import Array, Shape, bits, buffer_view, is_binary, is_list, list_rows, valid
+from sparkgap_server.predict.views import Array, Shape, is_binary, is_list, list_rows, valid
 
 
 @dataclass(frozen=True)
@@ -174,7 +173,7 @@ class _Input:
         return self.reshaped(scalars, shape) if shape else scalars
 
     def scalars(self, dtype: Dtype | None) -> Array:
-        return _values(self.column) if dtype is None else converted(self.name, self.column, dtype)
+        return scalars(self.column) if dtype is None else converted(self.name, self.column, dtype)
 
     def reshaped(self, scalars: Array, shape: Shape) -> Array:
         if _row_size(shape) != 1:
@@ -195,40 +194,31 @@ class _Input:
             return (vectors if dtype is None else vectors.astype(dtype, copy=False)).reshape(rows, *shape)
         values, bounds = list_rows(self.column)
         self._check_lengths(np.diff(bounds), shape)
-        return self._elements(values, bounds, dtype).reshape(rows, *shape)
+        found = elements(values) if dtype is None else converted(self.name, values, dtype, bounds)
+        return found.reshape(rows, *shape)
 
     def ragged(self, dtype: Dtype | None) -> Array:
         """(N,) objects, an array a row and None for a null row: pyspark's form of a tensor column without a shape."""
         if self.is_vector:
             raise ValueError(f"Tensor columns require input_tensor_shapes: the shape of {self.name!r} is None")
+        if dtype is None:
+            return filled(rows_of_arrays(self.column))
         values, bounds = list_rows(self.column)
-        elements, rows = self._elements(values, bounds, dtype), np.empty(len(self.column), dtype=object)
-        for row, present in enumerate(valid(self.column)):
-            rows[row] = elements[bounds[row] : bounds[row + 1]] if present else None
-        return rows
+        numbers = converted(self.name, values, dtype, bounds)
+        return filled(
+            [numbers[bounds[row] : bounds[row + 1]] if each else None for row, each in enumerate(valid(self.column))]
+        )
 
     def _check_lengths(self, lengths: npt.NDArray[np.int64], shape: Shape) -> None:
         wrong = lengths != _row_size(shape)
         if wrong.any():
             row = int(np.argmax(wrong))
+            is_nested = is_list(self.column.type) and is_list(self.column.type.value_type)
             raise ValueError(
                 f"{self._expected(shape)}, but row {row} of {len(lengths)} in the batch has {lengths[row]}"
                 f" ({np.count_nonzero(wrong)} such rows)"
+                f"{': a tensor is one flat list of values a row, use `flatten` on nested arrays' if is_nested else ''}"
             )
-
-    def _elements(self, values: pa.Array[Any], bounds: npt.NDArray[np.int64], dtype: Dtype | None) -> Array:
-        if pt.is_nested(values.type):
-            raise ValueError(
-                f"Column {self.name!r} is of type {self.column.type}: a tensor is one flat list of values a row, "
-                "use `flatten` on nested arrays"
-            )
-        if dtype is not None:
-            return converted(self.name, values, dtype, bounds)
-        if pt.is_integer(values.type) and values.null_count:
-            return _objects(
-                values
-            )  # a list of integers with a null is one of objects in pandas; a column of them is not
-        return _values(values)
 
     def _expected(self, shape: Shape) -> str:
         return (
@@ -293,34 +283,6 @@ def _table(columns: list[Array]) -> Array:
         # Nanoseconds as objects would be bare integers; Spark's own times are microseconds.
         table[:, index] = column.astype(f"{column.dtype.kind}8[us]") if column.dtype.kind in "mM" else column
     return table
-
-
-def _values(column: pa.Array[Any]) -> Array:
-    """One value a row, in the dtype and with the null (NaN, NaT or None) that pandas would show."""
-    kind = column.type
-    if pt.is_boolean(kind):
-        return _objects(column) if column.null_count else bits(column.buffers()[1], column)
-    if pt.is_timestamp(kind) or pt.is_duration(kind):
-        if pt.is_timestamp(kind) and kind.tz is not None:
-            column = pc.local_timestamp(column)  # type: ignore[call-overload]  # the stubs want one without a time zone
-        column = column.cast(pa.timestamp("ns") if pt.is_timestamp(kind) else pa.duration("ns"))
-        times = buffer_view(column).view("M8[ns]" if pt.is_timestamp(kind) else "m8[ns]")
-        return np.where(valid(column), times, times.dtype.type("NaT", "ns")) if column.null_count else times
-    if pt.is_integer(kind) or pt.is_floating(kind):
-        numbers = buffer_view(column)
-        if column.null_count:
-            numbers = numbers.astype(np.float64 if pt.is_integer(kind) else numbers.dtype)
-            numbers[~valid(column)] = np.nan
-        return numbers
-    return _objects(column.cast(pa.time64("us")) if pt.is_time64(kind) else column)
-
-
-def _objects(column: pa.Array[Any]) -> Array:
-    if pt.is_string(column.type) or pt.is_large_string(column.type) or is_binary(column.type):
-        return column.to_numpy(zero_copy_only=False)
-    objects = np.empty(len(column), dtype=object)
-    objects[:] = column.to_pylist(maps_as_pydicts="lossy")
-    return objects
 
 
 def _row_size(shape: Shape) -> int:

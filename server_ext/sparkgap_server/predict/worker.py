@@ -10,8 +10,9 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 from google.protobuf.message import Message
@@ -20,6 +21,7 @@ from sparkgap_protos.v1 import plan_pb2
 
 from sparkgap_server import wire
 from sparkgap_server.predict.batches import Pace, Rebatcher
+from sparkgap_server.predict.context import own_task
 from sparkgap_server.predict.failure import builtin_error
 from sparkgap_server.predict.memory import MappedMemory, stream_size
 
@@ -36,6 +38,10 @@ class NurseryMissing(RuntimeError):
 
 class HostDied(RuntimeError):
     """The model host ended while it held a batch."""
+
+
+class HostRefused(RuntimeError):
+    """The nursery could not start a model host: this node has no process ids or descriptors left."""
 
 
 class ModelError(RuntimeError):
@@ -71,19 +77,8 @@ class _Host:
     """This task's connection to the model host."""
 
     def __init__(self, plan: plan_pb2.PredictPlan) -> None:
-        self._plan = plan
-        # A host that ends because it was idle, or that could not load, may take a connection down with it before it has answered.
-        for attempt in range(_OPEN_ATTEMPTS):
-            self._connection = _connect(plan)
-            if (ready := self._open()) is not None:
-                self._memory = MappedMemory(ready.pid, ready.descriptor)
-                return
-            self._connection.close()
-            if attempt == _OPEN_ATTEMPTS - 1:
-                raise HostDied(
-                    f"the model host of {plan.name} ended {_OPEN_ATTEMPTS} times before it could load the model. Was it killed for memory? "
-                    "Hosts count against spark.executor.memoryOverhead; their errors are in the executor's stderr"
-                )
+        self._name = plan.name
+        self._connection, self._memory = _open(plan)
 
     def predict(self, columns: Columns, pace: Pace) -> pa.Array[Any]:
         batch = pa.RecordBatch.from_arrays(list(columns), names=[str(index) for index in range(len(columns))])
@@ -98,41 +93,68 @@ class _Host:
 
     def close(self) -> None:
         self._connection.close()
-        if hasattr(self, "_memory"):
-            self._memory.close()
-
-    def _open(self) -> pb.ModelReady | None:
-        outline = plan_pb2.PredictPlan()
-        outline.CopyFrom(self._plan)
-        outline.ClearField("make_predict_fn")
-        try:
-            wire.send(self._connection, pb.PREDICT_PLAN, outline)
-            frame = wire.receive(self._connection)
-            if frame is not None and frame.kind == pb.PLAN_WANTED:
-                wire.send(self._connection, pb.PREDICT_PLAN, _with_payload(self._plan))
-                frame = wire.receive(self._connection)
-        except (OSError, wire.BrokenFrame):
-            return None
-        if frame is None:
-            return None
-        if frame.kind != pb.MODEL_READY:
-            _raise(frame, self._plan.name)
-        return pb.ModelReady.FromString(frame.body)
+        self._memory.close()
 
     def _ask(self, kind: int, question: Message, answer: int) -> bytes:
-        try:
-            wire.send(self._connection, kind, question)
-            frame = wire.receive(self._connection)
-        except (OSError, wire.BrokenFrame):
-            frame = None
+        _say(self._connection, kind, question)
+        frame = _hear(self._connection)
         if frame is None:
             raise HostDied(
-                f"the model host of {self._plan.name} died while it predicted. Was it killed for memory? Hosts count against "
+                f"the model host of {self._name} died while it predicted. Was it killed for memory? Hosts count against "
                 "spark.executor.memoryOverhead; their errors are in the executor's stderr"
             )
         if frame.kind != answer:
-            _raise(frame, self._plan.name)
+            _raise(frame, self._name)
         return frame.body
+
+
+def _open(plan: plan_pb2.PredictPlan) -> tuple[socket.socket, MappedMemory]:
+    """A connection to a host that has the model, and the memory that it shares; what fails is closed."""
+    # A host that ends because it was idle, or that could not load, may take a connection down with it before it has answered.
+    for _ in range(_OPEN_ATTEMPTS):
+        connection = _connect(plan)
+        try:
+            if (ready := _greet(connection, plan)) is not None:
+                return connection, MappedMemory(ready.pid, ready.descriptor)
+        except BaseException:
+            connection.close()
+            raise
+        connection.close()
+    raise HostDied(
+        f"the model host of {plan.name} ended {_OPEN_ATTEMPTS} times before it could load the model. Was it killed for memory? "
+        "Hosts count against spark.executor.memoryOverhead; their errors are in the executor's stderr"
+    )
+
+
+def _greet(connection: socket.socket, plan: plan_pb2.PredictPlan) -> pb.ModelReady | None:
+    """What the host says once it has the model, or None where it ended before."""
+    outline = plan_pb2.PredictPlan()
+    outline.CopyFrom(plan)
+    outline.ClearField("make_predict_fn")
+    if (task := own_task()) is not None:
+        _say(connection, pb.TASK_CONTEXT, task)
+    _say(connection, pb.PREDICT_PLAN, outline)
+    frame = _hear(connection)
+    if frame is not None and frame.kind == pb.PLAN_WANTED:
+        _say(connection, pb.PREDICT_PLAN, _with_payload(plan))
+        frame = _hear(connection)
+    if frame is None:
+        return None
+    if frame.kind != pb.MODEL_READY:
+        _raise(frame, plan.name)
+    return pb.ModelReady.FromString(frame.body)
+
+
+def _say(connection: socket.socket, kind: int, body: Message) -> None:
+    with suppress(OSError):  # who has refused and closed can still be heard
+        wire.send(connection, kind, body)
+
+
+def _hear(connection: socket.socket) -> wire.Frame | None:
+    try:
+        return wire.receive(connection)
+    except (OSError, wire.BrokenFrame):
+        return None
 
 
 def _with_payload(plan: plan_pb2.PredictPlan) -> plan_pb2.PredictPlan:
@@ -177,7 +199,10 @@ def _session_path() -> list[str]:
     return [entry for entry in sys.path if root and entry.startswith(root)]
 
 
-def _raise(frame: wire.Frame, name: str) -> None:
+def _raise(frame: wire.Frame, name: str) -> NoReturn:
+    if frame.kind == pb.REFUSED:
+        refused = pb.Refused.FromString(frame.body)
+        raise HostRefused(f"the nursery could not start the model host of {name}: {refused.message}")
     if frame.kind != pb.MODEL_FAILURE:
         raise wire.BrokenFrame(f"unexpected frame of kind {frame.kind}")
     failure = pb.ModelFailure.FromString(frame.body)
