@@ -28,7 +28,7 @@ ALIVE = {"QUEUED", "STARTING", "RUNNING", "RETRYING"}
 LAST_MILLIS = 80
 
 CLIENT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from pyspark.sql.connect.session import SparkSession
 from sparkgap import TorchDistributor
@@ -37,6 +37,7 @@ def main(door):
     while not Path(door).exists():
         time.sleep(0.05)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
 url, how, door = sys.argv[1:]
 how, ends, _ = how.partition(" and end")
 how, tells, _ = how.partition(" and tell")
