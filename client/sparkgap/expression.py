@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pyspark.sql.connect import proto
 from pyspark.sql.connect.column import Column
 from pyspark.sql.connect.expressions import Expression
+from sparkgap_protos import MOST_NESTED_PREDICTIONS
 from sparkgap_protos.v1 import plan_pb2 as pb
 
 from sparkgap import channel
@@ -31,7 +32,17 @@ class Pickled(Protocol):
 
 def prediction_column(plan: pb.PredictPlan, arguments: Sequence[Any], large: Pickled | None = None) -> Any:
     """A column for a plan that lacks its arguments, each a Connect column or a column's name, and its pickle where that is large."""
-    return Column(_Prediction(plan, [_column(argument)._expr for argument in arguments], large))
+    prediction = _Prediction(plan, [_column(argument)._expr for argument in arguments], large)
+    if prediction.depth > MOST_NESTED_PREDICTIONS:
+        raise _too_deep(plan.name)
+    return Column(prediction)
+
+
+def _too_deep(name: str) -> PlanError:
+    return PlanError(
+        f"{name} is given a prediction of a prediction, more than {MOST_NESTED_PREDICTIONS} deep: make columns of the inner ones first, "
+        "with withColumn"
+    )
 
 
 def _column(argument: Any) -> Column:
@@ -65,6 +76,7 @@ class _Prediction(Expression):  # type: ignore[misc]  # pyspark has no types tha
         self._plan = plan
         self._arguments = list(arguments)
         self._large = large
+        self.depth: int = 1 + max((getattr(each, "depth", 0) for each in self._arguments), default=0)
 
     @entrance
     def to_plan(self, session: SparkConnectClient) -> proto.Expression:
@@ -73,9 +85,12 @@ class _Prediction(Expression):  # type: ignore[misc]  # pyspark has no types tha
         plan.CopyFrom(self._plan)
         if self._large is not None:
             channel.put_pickle(session, plan, self._large.data)
-        for argument in self._arguments:
-            plan.arguments.add().Pack(argument.to_plan(session))
-            plan.argument_names.append(repr(argument)[:_NAME_CHARACTERS])
+        try:
+            for argument in self._arguments:
+                plan.arguments.add().Pack(argument.to_plan(session))
+                plan.argument_names.append(repr(argument)[:_NAME_CHARACTERS])
+        except RecursionError:  # with functions of Spark between the predictions, whose depth only Python's stack tells
+            raise _too_deep(self._plan.name) from None
         channel.require_sendable(plan, f"the prediction {self._plan.name}")
         expression = self._create_proto_expression()
         expression.extension.Pack(plan)

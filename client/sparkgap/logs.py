@@ -52,11 +52,10 @@ class Cursor:
     def advance(self, page: run_pb2.RunEvents) -> Loss | None:
         """Go behind these events; returns what is missing before and between them."""
         next_line = page.next_line if page.HasField("next_line") else None
-        loss = None
-        if page.dropped:
-            here = sum(len(event.log.lines) + event.log.dropped for event in page.events)
-            known = next_line is not None and self._lines is not None
-            loss = Loss(page.dropped, next_line - self._lines - here if known else None)  # type: ignore[operator]
+        lines = None
+        if next_line is not None and self._lines is not None:
+            lines = next_line - self._lines - sum(len(event.log.lines) + event.log.dropped for event in page.events)
+        loss = Loss(page.dropped, lines) if page.dropped or lines else None
         self.sequence = page.next_sequence
         self._lines = next_line
         return loss

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+from sparkgap_protos import MOST_TYPE_CHARACTERS, MOST_TYPE_DEPTH
 from sparkgap_protos.v1 import plan_pb2 as pb
 
 from sparkgap.errors import PlanError
@@ -89,11 +91,38 @@ def check_return_type(return_type: object) -> None:
 
     if not isinstance(return_type, (str, DataType)):
         raise PlanError(f"return_type has to be a DataType or a DDL string, got {return_type!r}")
+    _check_size(return_type)
     if isinstance(return_type, StructType):
         for field in return_type.fields:
             _check_value_type(field.dataType, f" of field {field.name!r}")
     elif isinstance(return_type, DataType):
         _check_value_type(return_type, "")
+
+
+def _check_size(return_type: DataType | str) -> None:
+    """Parsers and printers of types, here and in the server, need stack for each level."""
+    if isinstance(return_type, str):
+        if len(return_type) > MOST_TYPE_CHARACTERS:
+            raise PlanError(
+                f"return_type has {len(return_type)} characters: at most {MOST_TYPE_CHARACTERS} are allowed"
+            )
+        depth = max(accumulate((each in "<({[") - (each in ">)}]") for each in return_type) if return_type else [0])
+    else:
+        depth, level = 0, [return_type]
+        while level and depth <= MOST_TYPE_DEPTH:
+            depth, level = depth + 1, [part for each in level for part in _parts(each)]
+    if depth > MOST_TYPE_DEPTH:
+        raise PlanError(f"return_type is nested too deep: at most {MOST_TYPE_DEPTH} levels are allowed")
+
+
+def _parts(data_type: DataType) -> list[DataType]:
+    from pyspark.sql import types as t
+
+    if isinstance(data_type, t.ArrayType):
+        return [data_type.elementType]
+    if isinstance(data_type, t.MapType):
+        return [data_type.keyType, data_type.valueType]
+    return [field.dataType for field in data_type.fields] if isinstance(data_type, t.StructType) else []
 
 
 def _check_value_type(data_type: DataType, where: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
+import numpy as np
 from sparkgap_protos import reporting
 
 try:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _INK, _MUTED, _HAIRLINE = "#1f2933", "#64707d", "#d9dee4"
 _COLORS = ("#2166ac", "#c0392b", "#2a9d5c", "#8e5bb5", "#d98200", "#0f8b8d", "#7f5539", "#5c6b78")
 _WIDTH = 8.0
+_LONG_LABELS = 4  # in one line with the title
+_MOST_POINTS = 8000  # of a line; a panel is some 900 pixels wide
 _PANEL_HEIGHT, _HEAD_HEIGHT = 2.3, 0.9
 
 
@@ -54,11 +57,29 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
     if 1 < len(ranks) <= len(_COLORS):
         handles, labels = panels[0].get_legend_handles_labels()
         unique = dict(zip(labels, handles, strict=True))
+        if len(ranks) > _LONG_LABELS:
+            unique = {
+                label if at == 0 else label.removeprefix("rank "): line
+                for at, (label, line) in enumerate(unique.items())
+            }
         figure.legend(
             unique.values(), unique.keys(), loc="center right", bbox_to_anchor=(0.97, 1 - 0.35 / height), ncols=len(ranks),
             frameon=False, fontsize=10, labelcolor=_MUTED, handlelength=1.2, columnspacing=1.2,
         )  # fmt: skip
     return figure
+
+
+def _outline(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A line that looks the same: of each of many equal parts, the first, the smallest, the largest and the last value, in their order."""
+    if len(steps) <= _MOST_POINTS:
+        return steps, values
+    borders = np.linspace(0, len(steps), _MOST_POINTS // 4 + 1).astype(int)
+    parts = [
+        (start, start + np.argmin(part), start + np.argmax(part), start + len(part) - 1)
+        for start, part in zip(borders[:-1], np.split(values, borders[1:-1]), strict=True)
+    ]
+    chosen = np.unique(np.array(parts))
+    return steps[chosen], values[chosen]
 
 
 def _panel(axes: Axes, table: pd.DataFrame, name: str, ranks: list[int]) -> None:
@@ -68,9 +89,10 @@ def _panel(axes: Axes, table: pd.DataFrame, name: str, ranks: list[int]) -> None
         rows = table[(table["rank"] == rank) & (table["attempt"] == attempt)]
         ordered = rows.sort_values("step", kind="stable")
         marker = "o" if len(ordered) == 1 else None
+        dense = len(ordered) > _MOST_POINTS  # noise would be drawn as a thick band, under which other ranks vanish
         axes.plot(
-            ordered["step"], ordered[name], color=colors[rank], linewidth=1.5, marker=marker,
-            markersize=5, label=f"rank {rank}", alpha=1.0 if len(ranks) <= len(_COLORS) else 0.5,
+            *_outline(ordered["step"].to_numpy(), ordered[name].to_numpy()), color=colors[rank], linewidth=1.0 if dense else 1.5,
+            marker=marker, markersize=5, label=f"rank {rank}", alpha=1.0 if len(ranks) <= (1 if dense else len(_COLORS)) else 0.6,
         )  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))

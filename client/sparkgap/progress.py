@@ -52,7 +52,8 @@ class Console:
 
     def lost(self, loss: Loss) -> None:
         """Say what is missing."""
-        self._print(f"[sparkgap] … {loss}\n", sys.stderr)
+        if loss.lines != 0:
+            self._print(f"[sparkgap] … {loss}\n", sys.stderr)
 
     def waits(self, status: run_pb2.RunStatus) -> None:
         """Say why nothing happens yet."""

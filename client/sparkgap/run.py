@@ -150,14 +150,17 @@ class Run:
     def metrics(self) -> pd.DataFrame:
         """What `sparkgap.training.report` has been given up to now, one row a report, while the run goes on and afterwards.
 
-        Costs the transfer of the run's events.
+        Costs the transfer of the run's events. Reports take half of ``spark.sparkgap.events.maxBytes`` at most, some 10 bytes a figure. Where a run
+        has more, the server thins the older half of them, evenly over its time; of each stretch the rows with the smallest and the largest value of
+        each metric stay.
 
         Returns
         -------
         pandas.DataFrame
             Columns rank, attempt (int64, both from 0), step (int64), total (Int64, missing where unknown), time (UTC), and a float64 column a metric,
-            NaN where a report had none of it. ``.attrs["dropped"]`` counts the reports that came faster than a rank sends them,
-            ``.attrs["lost_events"]`` the events (lines and reports) that the server no longer has.
+            NaN where a report had none of it. The rows of a rank are in its order. ``.attrs["dropped"]`` counts the reports that came faster than a
+            rank sends them, ``.attrs["thinned"]`` those that the server has left out among old ones, ``.attrs["lost_events"]`` other events, lines
+            mostly, that it no longer has.
         """
         losses: list[Loss] = []
         frame = metrics.table(self._events(no_wait=True, lost=losses.append))

@@ -10,9 +10,9 @@ __all__ = ["attempt", "report", "session_conf"]
 def report(step: int, total: int | None = None, **metrics: float) -> None:
     """Tell step and figures; they become the progress bar of `run` and the rows of `Run.metrics`.
 
-    Called by any rank, usually once a step; some 5 µs, and a no-op outside a run, so that the same code runs anywhere. The first hundred reports of a
-    rank are all sent, later ones ten times a second: the newest then stands for those before it, which are counted, and the last one always arrives,
-    unless the process is killed or leaves by `os._exit`.
+    Called by any rank, usually once a step; some 5 µs, and a no-op outside a run, so that the same code runs anywhere. A report after a pause is sent
+    at once, others ten times a second, together. All of them arrive up to 2,000 a second; of more than 4,000 every second, third, … one does, and the
+    others are counted. The last one always arrives, unless the process is killed or leaves by `os._exit`.
 
     Parameters
     ----------

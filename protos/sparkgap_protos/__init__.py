@@ -4,3 +4,8 @@
 """
 
 PROTOCOL = 1
+
+# What the server refuses; the client says it first.
+MOST_NESTED_PREDICTIONS = 32
+MOST_TYPE_CHARACTERS = 1_000_000
+MOST_TYPE_DEPTH = 100

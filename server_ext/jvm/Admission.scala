@@ -46,9 +46,7 @@ final class Admission(sc: SparkContext, settings: Settings, sessionConf: Map[Str
   def admit(key: RunKey, plan: DynamicMessage): (Gang, Demand) = {
     val size = plan.int("num_processes")
     Admission.unlessNoId(key)
-    if (size < 1) throw Refused.plan(s"num_processes is $size: at least 1 rank is needed")
-    if (plan.int("max_failures") < 0) throw Refused.plan("max_failures is more than a server counts to")
-    if (plan.choice("body").isEmpty) throw Refused.plan("the plan has neither a function nor a script")
+    PlanCheck.training(plan)
     val bytes = plan.toByteArray
     if (bytes.length > settings.maxPlanBytes) throw Refused.plan(s"the plan has ${bytes.length} bytes, spark.sparkgap.plan.maxBytes allows " +
       s"${settings.maxPlanBytes}: write large arguments to storage and pass their path")

@@ -50,7 +50,7 @@ class SparkgapCommands extends CommandPlugin {
         }
       case Some("register") =>
         val register = command.message("register")
-        Functions.register(register.string("name"), register.message("plan"), session)
+        Functions.register(register.string("name"), PlanCheck.prediction(register.message("plan"), arguments = false), session)
       case _ => throw Refused.plan("the command asks for nothing that this server knows")
     }
   }
@@ -146,12 +146,15 @@ class SparkgapExpressions extends ExpressionPlugin {
   override def transform(bytes: Array[Byte], planner: SparkConnectPlanner): Optional[Expression] =
     Schema.extension(ProtoAny.parseFrom(bytes), "PredictPlan") match {
       case None => Optional.empty()
-      case Some(plan) =>
+      case Some(received) =>
+        val plan = PlanCheck.prediction(received, arguments = true)
         def arguments: Seq[Expression] = plan.messages("arguments").zipWithIndex.map { case (any, index) =>
           val argument = try ProtoAny.parseFrom(any.toByteArray).unpack(classOf[proto.Expression])
             catch { case damage: InvalidProtocolBufferException => throw Refused.plan(s"the PredictPlan is damaged: argument $index: ${damage.getMessage}") }
           planner.transformExpression(argument)
         }
-        Optional.of(Predict.expression(plan, Predict.payloadOf(plan, planner.sessionHolder), arguments, planner.sessionHolder))
+        Optional.of(PlanCheck.nestedIn(plan.string("name")) {
+          Predict.expression(plan, Predict.payloadOf(plan, planner.sessionHolder), arguments, planner.sessionHolder)
+        })
     }
 }

@@ -33,6 +33,7 @@ object Functions {
       case named: NamedArgumentExpression => throw Refused.plan(s"$name() has no argument ${named.key}: it takes its columns by position")
       case _ =>
     }
+    PlanCheck.unlessNestedTooDeep(name, arguments)
     Predict.expression(plan.copy("argument_names" -> arguments.map(_.sql.take(NameCharacters))), payload, arguments, session)
   }
 }

@@ -10,7 +10,6 @@ import java.util
 
 import scala.collection.immutable.ArraySeq
 import scala.jdk.CollectionConverters._
-import scala.util.control.NonFatal
 
 import org.sparkproject.connect.protobuf.DynamicMessage
 
@@ -31,7 +30,6 @@ object Predict {
     val settings = new Settings(SparkEnv.get.conf)
     val returns = check(plan)
     val columns = arguments
-    if (columns.isEmpty) throw Refused.plan(s"${plan.string("name")} was called without columns")
     val python = plan.message("make_predict_fn").string("python")
     val includes = session.artifactManager.getPythonIncludes
     val key = modelKey(plan.string("digest"), session)
@@ -47,23 +45,17 @@ object Predict {
   def payloadOf(plan: DynamicMessage, session: SessionHolder): Option[Broadcast[PythonBroadcast]] =
     Payloads.of(plan, modelKey(plan.string("digest"), session), session)
 
-  /** Refuses a plan that can never work, whatever its arguments; gives the type of its predictions. */
+  /** Refuses a plan that cannot work on this server, after PlanCheck has found it sound; gives the type of its predictions. */
   def check(plan: DynamicMessage): DataType = {
-    Refused.unlessSpoken(plan.int("protocol"), plan.string("client"))
-    if (plan.int("batch_size") < 1) throw Refused.plan(s"batch_size is ${plan.int("batch_size")}: at least 1 row is needed")
     Runs.unlessPlugged()
     Nodes.unlessOpenable(plan.message("make_predict_fn"), new Settings(SparkEnv.get.conf).startTimeoutMillis)
-    val returns = parseType(plan.string("return_type"))
+    val returns = PlanCheck.returnType(plan.string("return_type"))
     unlessUnsupported(returns)
     returns
   }
 
   /** Whether Pullout.scala sees the plan after its analysis; otherwise only Spark's refusals keep predictions from being computed twice. */
   private def pulledOut(session: SessionHolder): Boolean = session.session.sessionState.planNormalizationRules.contains(Pullout)
-
-  private def parseType(text: String): DataType =
-    try if (text.startsWith("{") || text.startsWith("\"")) DataType.fromJson(text) else DataType.fromDDL(text)
-    catch { case NonFatal(failure) => throw Refused.plan(s"return_type '$text' is no Spark type: ${failure.getMessage}") }
 
   /** What columns.py makes of predictions; refused here, so that no model is loaded in vain. */
   private def unlessUnsupported(returns: DataType): Unit = {

@@ -126,7 +126,7 @@ final class Run(plan: RunPlan, queue: RunQueue, ticket: Ticket, maxEventBytes: L
     // Nothing runs that a later life of the server would not know of, as long as the filesystem works.
     val writing = synchronized {
       context = Some(sc)
-      journal = store.map(_.writer.journal(key, planDigest, () => status(complete = false), () => synchronized(events.oldestReport),
+      journal = store.map(_.writer.journal(key, planDigest, () => status(complete = false), gone => synchronized(events.standingFor(gone)),
         why => synchronized { notice = why }))
       journal
     }

@@ -147,8 +147,11 @@ final class RunStore(directory: String, hadoop: Configuration, settings: Setting
     }
   }
 
-  def eventsOf(segment: DynamicMessage): Seq[Kept] =
-    segment.longs("sequences").lazyZip(segment.longs("lines_before")).lazyZip(segment.byteArrays("events")).map(Kept.of(_, _, _)).toSeq
+  def eventsOf(segment: DynamicMessage): Seq[Kept] = {
+    val events = segment.longs("sequences").lazyZip(segment.longs("lines_before")).lazyZip(segment.byteArrays("events")).map(Kept.of(_, _, _)).toSeq
+    if (segment.count("merged") == 0) events
+    else events.lazyZip(segment.longs("first_sequences")).lazyZip(segment.longs("merged")).map((each, first, merged) => each.copy(first = first, merged = merged))
+  }
 
   private def lost(folder: Path, newest: DynamicMessage): DynamicMessage = {
     val status = newest.message("status")

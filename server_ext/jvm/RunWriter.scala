@@ -34,9 +34,10 @@ final class RunWriter(store: RunStore, settings: Settings) extends Logging {
     if (thread.isAlive) logWarning(s"spark.sparkgap.runs.dir took more than ${StopMillis / 1000} s for what the last runs left to write")
   }
 
-  /** A journal of a new run. `status` tells how the run is now and `oldestReport` what it remembers, `trouble` is told once, when the filesystem fails. */
-  def journal(key: RunKey, planDigest: Seq[Byte], status: () => DynamicMessage, oldestReport: () => Long, trouble: String => Unit): Journal = {
-    val one = new Journal(store, this, key, planDigest, settings.maxEventBytes, status, oldestReport, trouble)
+  /** A journal of a new run. `status` tells how the run is now and `standingFor` what it remembers of events, `trouble` is told once, when the
+    * filesystem fails. */
+  def journal(key: RunKey, planDigest: Seq[Byte], status: () => DynamicMessage, standingFor: Seq[Kept] => Seq[Kept], trouble: String => Unit): Journal = {
+    val one = new Journal(store, this, key, planDigest, settings.maxEventBytes, status, standingFor, trouble)
     lock.synchronized(open += one)
     wake(one, now = true)
     one
@@ -79,7 +80,7 @@ final class RunWriter(store: RunStore, settings: Settings) extends Logging {
 
 /** What a run has done and the store does not have yet. */
 final class Journal(store: RunStore, writer: RunWriter, key: RunKey, planDigest: Seq[Byte], maxEventBytes: Long, status: () => DynamicMessage,
-    oldestReport: () => Long, trouble: String => Unit) extends Logging {
+    standingFor: Seq[Kept] => Seq[Kept], trouble: String => Unit) extends Logging {
   private val SegmentBytes = 4L << 20
   private val UrgentBytes = 1L << 20
   private val MaxTries = 60 // a second apart, once the run has ended
@@ -98,6 +99,7 @@ final class Journal(store: RunStore, writer: RunWriter, key: RunKey, planDigest:
   private var told = false
   private val onlyEvents = mutable.Queue.empty[(Int, Long)]
   private var keptEventBytes = 0L
+  private val writtenAgain = mutable.Map.empty[(Long, Long), Int] // events by the first and last number that they stand for, and their newest segment
 
   // ---- For the run; all return at once ----
 
@@ -157,13 +159,18 @@ final class Journal(store: RunStore, writer: RunWriter, key: RunKey, planDigest:
     if (failures > 0 || number == 0) store.prepare(folder)
     number += 1
     val outlived = tooOld(bytesOf(part.events))
-    val all = outlived.flatMap { case (old, _) => reportsIn(old) } ++ part.events
+    val again = standingFor(outlived.flatMap { case (old, _) => othersIn(old) })
+      .filterNot(each => writtenAgain.get((each.first, each.sequence)).exists(at => !outlived.exists(_._1 == at)))
+    val all = again ++ part.events
     store.write(folder, number - 1, Schema.build("RunSegment")("user" -> key.user, "plan_digest" -> planDigest.toArray, "server" -> store.server,
       "written_at" -> System.currentTimeMillis() * 1000L, "status" -> status(), "sequences" -> all.map(_.sequence), "lines_before" -> all.map(_.linesBefore),
-      "events" -> all.map(_.event), "result" -> part.result, "last" -> part.last))
+      "events" -> all.map(_.event), "first_sequences" -> all.map(_.first), "merged" -> all.map(_.merged), "result" -> part.result, "last" -> part.last))
     failures = 0
     written(part)
     outlived.foreach { case (old, bytes) => onlyEvents.dequeue(); keptEventBytes -= bytes; store.remove(folder, old) }
+    writtenAgain.filterInPlace((_, at) => !outlived.exists(_._1 == at))
+    all.filter(each => each.merged > 0 || each.sequence < part.events.headOption.fold(Long.MaxValue)(_.sequence))
+      .foreach(each => writtenAgain((each.first, each.sequence)) = number - 1)
     keptEventBytes += bytesOf(all)
     if (number > 1 && part.result.isEmpty && !part.last) onlyEvents.enqueue((number - 1, bytesOf(all)))
     true
@@ -197,11 +204,8 @@ final class Journal(store: RunStore, writer: RunWriter, key: RunKey, planDigest:
     onlyEvents.iterator.takeWhile { case (_, bytes) => val over = left - bytes >= maxEventBytes; left -= bytes; over }.toSeq
   }
 
-  /** What the memory still has of a segment that goes is written again: lines make room for reports, not the other way round. */
-  private def reportsIn(old: Int): Seq[Kept] = {
-    val oldest = oldestReport()
-    store.read(folder, old).toSeq.flatMap(store.eventsOf).filter(each => !each.isLog && each.sequence >= oldest)
-  }
+  /** What the memory still has of a segment that goes is written again, as the memory has it: lines make room for reports, not the other way round. */
+  private def othersIn(old: Int): Seq[Kept] = store.read(folder, old).toSeq.flatMap(store.eventsOf).filterNot(_.isLog)
 
   private def tell(failure: Throwable): Unit = if (!told) {
     told = true

@@ -29,7 +29,8 @@ final class StoredRun(store: RunStore, folder: Path, newest: DynamicMessage) ext
     val events = loaded.events
     val end = last.long("next_sequence")
     val endLine = events.lastOption.filter(_.sequence == end - 1).map(_.nextLine)
-    Page.of(from, maxBytes, events.iterator.drop(Page.indexOf(from, events)), end, endLine)
+    def lost: Long = math.max(0L, end - events.map(_.merged + 1).sum)
+    Page.of(from, maxBytes, events.iterator.drop(Page.indexOf(from, events)), end, endLine)(cursor => if (cursor == 0) lost else 0L)
   }
 
   override def resultChunks: Seq[Array[Byte]] = {
@@ -42,7 +43,7 @@ final class StoredRun(store: RunStore, folder: Path, newest: DynamicMessage) ext
   private def loaded: Content = synchronized {
     Option(content.get).getOrElse {
       val segments = store.numbers(folder).flatMap(store.read(folder, _))
-      val all = Content(segments.flatMap(store.eventsOf).distinctBy(_.sequence).sortBy(_.sequence).toVector,
+      val all = Content(Kept.latest(segments.flatMap(store.eventsOf)),
         if (newest.bool("last")) segments.flatMap(_.byteArrays("result")) else Nil)
       content = new SoftReference(all)
       all

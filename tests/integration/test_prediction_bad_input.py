@@ -11,15 +11,17 @@ import types
 
 import numpy as np
 import pytest
+from google.protobuf.message import Message
 from pyspark import cloudpickle
 from pyspark.errors import PythonException
 from pyspark.errors.exceptions.connect import IllegalArgumentException, SparkConnectGrpcException
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.connect import proto
 from pyspark.sql.connect.column import Column
 from pyspark.sql.connect.expressions import Expression
 from pyspark.sql.types import DoubleType
-from sparkgap import ExtensionError, PlanError, VersionError, channel, predict_batch_udf
+from sparkgap import ExtensionError, PlanError, VersionError, channel, predict_batch_udf, register
 from sparkgap import predict as predict_module
 from sparkgap_protos import codec
 from sparkgap_protos.v1 import plan_pb2 as pb
@@ -54,6 +56,10 @@ def predicting(function, return_type="double", *, batch_size=4, shapes=None):
 
 def make_plus_one():
     return lambda x: x + 1.0
+
+
+def make_opened_by_path():
+    return lambda x: x - 1_000.0
 
 
 def error_of(query, kind=PythonException):
@@ -344,7 +350,12 @@ class TestDamagedMessages:
         )  # fmt: skip
         plan.arguments.add().Pack(frame["id"]._expr.to_plan(frame.sparkSession.client))
         for name, value in changes.items():
-            setattr(plan, name, value)
+            if isinstance(value, Message):
+                getattr(plan, name).CopyFrom(value)
+            elif isinstance(value, list):
+                getattr(plan, name)[:] = value
+            else:
+                setattr(plan, name, value)
         return plan
 
     def test_the_whole_message_is_taken(self, frame):
@@ -369,11 +380,92 @@ class TestDamagedMessages:
             ({"batch_size": 0}, "batch_size is 0: at least 1 row is needed"),
             ({"return_type": ""}, "return_type '' is no Spark type"),
             ({"return_type": '{"type": "strukt"}'}, 'return_type \'{"type": "strukt"}\' is no Spark type'),
+            ({"batch_size": 2**32 - 1}, "batch_size is 4294967295: at least 1 row is needed, and at most 2147483647"),
+            (
+                {"return_type": "array<" * 2000 + "int" + ">" * 2000},
+                "is nested 2000 deep: at most 100 levels are allowed",
+            ),
+            (
+                {"return_type": '{"type":"array","elementType":' * 2000},
+                "is nested 2000 deep: at most 100 levels are allowed",
+            ),
+            ({"return_type": "x int, " * 200_000}, "return_type has 1400000 characters: at most 1000000 are allowed"),
+            ({"name": ""}, "the name of a model has 1 to 10000 characters, this one 0"),
+            ({"digest": ""}, "the plan of model has no digest of make_predict_fn"),
+            ({"nulls": 7}, "the plan's nulls is 7, which this server does not know: install the same sparkgap release"),
+            (
+                {"argument_names": ["id", "x"]},
+                "the plan of model has 1 argument and 2 names for them: one each is needed",
+            ),
+            ({"argument_names": []}, "the plan of model has 1 argument and 0 names for them: one each is needed"),
+            ({"make_predict_fn": pb.Payload(python="3.11")}, "the plan's make_predict_fn is empty"),
+            (
+                {"input_shapes": pb.InputShapes(shapes=[pb.InputShape(given=True, dimensions=[4, -1])])},
+                "input_tensor_shapes of model has a dimension of -1: positive sizes are needed",
+            ),
+            (
+                {"input_shapes": pb.InputShapes(sparse=True, shapes=[pb.InputShape(index=2**32 - 1)])},
+                "input_shapes has an entry for input 4294967295: a model has at most 100000 inputs",
+            ),
+            (
+                {"input_dtypes": pb.InputDtypes(dtypes=[pb.InputDtype(name="complex64")])},
+                "input_dtypes of model has 'complex64': bool, int8 to int64",
+            ),
+            (
+                {"input_dtypes": pb.InputDtypes(sparse=True, dtypes=[pb.InputDtype(index=1), pb.InputDtype(index=1)])},
+                "input_dtypes has two entries for input 1",
+            ),
         ],
     )
     def test_values_that_a_client_of_ours_does_not_send(self, frame, changes, text):
-        data = self.whole(frame, **changes).SerializeToString()
-        assert text in error_of(frame.select(raw(self.OURS, data)), IllegalArgumentException)
+        plan = self.whole(frame, **changes)
+        assert text in error_of(frame.select(raw(self.OURS, plan.SerializeToString())), IllegalArgumentException)
+        refusal = None
+        try:
+            list(channel.execute(frame.sparkSession, register=pb.RegisterFunction(name="broken", plan=plan)))
+        except PlanError as error:
+            refusal = error
+        if "argument_names" not in changes:
+            assert text in str(refusal), "the same check stands before SQL's functions"
+
+    def test_what_only_the_server_sets_is_not_believed(self, frame, tmp_path):
+        """A file of the worker's would be opened as a pickle, and a broadcast or a time zone of somebody else's taken."""
+        (tmp_path / "model").write_bytes(codec.pack(make_opened_by_path, "model").data)
+        plan = self.whole(
+            frame, payload_file=str(tmp_path / "model"), broadcast=2**40, time_zone="Mars/Olympus", session_files=True,
+            unchecked_casts=True,
+        )  # fmt: skip
+        assert frame.select(raw(self.OURS, plan.SerializeToString())).collect()[2] == (3.0,)
+
+    @pytest.mark.parametrize("depth", [33, 500])
+    def test_a_plan_in_a_plan_in_a_plan_is_refused_at_once(self, frame, depth):
+        plan = self.whole(frame)
+        for _ in range(depth - 1):
+            outer = self.whole(frame)
+            expression = proto.Expression()
+            expression.extension.Pack(plan)
+            outer.arguments[0].Pack(expression)
+            plan = outer
+        text = error_of(frame.select(raw(self.OURS, plan.SerializeToString())), IllegalArgumentException)
+        assert text.startswith(
+            "model is given a prediction of a prediction, more than 32 deep: make columns of the inner ones first"
+        )
+
+    def test_as_deep_as_is_allowed_it_works_from_client_and_sql(self, frame):
+        session = frame.sparkSession
+        plus = predicting(make_plus_one)
+        column = plus("id")
+        for _ in range(31):
+            column = plus(column)
+        assert frame.select(column).collect()[2] == (34.0,)
+        with pytest.raises(PlanError, match="more than 32 deep"):
+            plus(column)
+        register(session, "plus", plus)
+        assert session.sql(f"SELECT {'plus(' * 32}id{')' * 32} FROM range(1)").collect() == [(32.0,)]
+        with pytest.raises(
+            IllegalArgumentException, match=r"^plus is given a prediction of a prediction, more than 32 deep"
+        ):
+            session.sql(f"SELECT {'plus(' * 33}id{')' * 33} FROM range(1)").collect()
 
     def test_a_plan_without_arguments(self, frame):
         plan = self.whole(frame)

@@ -129,17 +129,40 @@ def test_metrics_can_be_read_while_the_run_goes_on(cpu, tmp_path, eventually):
     assert [file.parent.name for file in run.export_tensorboard(tmp_path / "board")] == ["rank-0", "rank-1"]
 
 
+def test_two_thousand_reports_a_second_of_each_rank_all_arrive(cpu):
+    def main(reports):
+        began = time.monotonic()
+        for step in range(1, reports + 1):
+            training.report(step, reports, loss=1 / step, rate=0.1)
+            while step > 2_000 * (time.monotonic() - began):
+                time.sleep(0.001)
+        return time.monotonic() - began
+
+    run = cpu(3).submit(main, 8_000)
+    assert run.result(timeout=100) >= 4
+    began = time.monotonic()
+    table = run.metrics()
+    print(f"{len(table)} reports read in {time.monotonic() - began:.3f} s")
+    assert table.attrs == {"dropped": 0, "thinned": 0, "lost_events": 0}
+    for rank in range(3):
+        mine = table[table["rank"] == rank]
+        assert mine["step"].tolist() == list(range(1, 8_001))
+        assert mine["loss"].tolist() == [1 / step for step in range(1, 8_001)]
+
+
 def test_a_hot_loop_of_reports_is_thinned_and_its_last_one_arrives(cpu):
     def main():
-        for step in range(1, 100_001):
-            training.report(step, 100_000, loss=1 / step)
+        began = time.monotonic()
+        for step in range(1, 300_001):
+            training.report(step, 300_000, loss=1 / step)
+        return time.monotonic() - began
 
-    run = cpu(2).submit(main)
-    run.result(timeout=60)
+    run = cpu(2, results="all").submit(main)
+    seconds = max(run.result(timeout=100))
     table = run.metrics()
-    assert len(table) + table.attrs["dropped"] == 200_000
-    assert len(table) < 20_000
-    assert table.groupby("rank")["step"].max().to_dict() == {0: 100_000, 1: 100_000}
+    assert len(table) + table.attrs["dropped"] == 600_000
+    assert len(table) < 2 * (10_000 + 5_000 * seconds)
+    assert table.groupby("rank")["step"].max().to_dict() == {0: 300_000, 1: 300_000}
 
 
 def test_the_last_report_before_a_failure_arrives(cpu):
@@ -306,6 +329,40 @@ def test_what_the_server_no_longer_has_is_counted_in_lines(small_results, capsys
     told = capsys.readouterr()
     missing = sum(int(number) for number in re.findall(r"… (\d+) lines", told.err))
     assert told.out.count("\n") + missing == 800 * 101
+
+
+def curve(steps):
+    """2,000 reports a second, with one spike and more figures than the server's half megabyte holds."""
+    began = time.monotonic()
+    for step in range(1, steps + 1):
+        training.report(
+            step, steps, loss=99.0 if step == 777 else 1.0, **{f"layer {layer}": float(step) for layer in range(30)}
+        )
+        while step > 2_000 * (time.monotonic() - began):
+            time.sleep(0.001)
+
+
+def test_a_curve_that_is_too_long_keeps_its_spike_and_its_end_in_memory_and_in_the_store(tmp_path):
+    conf = {"spark.sparkgap.runs.dir": str(tmp_path), "spark.sparkgap.events.maxBytes": "1m"}
+    with LocalServer("local[1]", conf=conf) as server:
+        session = SparkSession.builder.remote(server.url).create()
+        run = TorchDistributor(1, use_gpu=False, spark=session, run_id="curve").submit(curve, 6_000)
+        assert run.result(100) is None
+        before = run.metrics()
+        session.stop()
+    with LocalServer("local[1]", conf=conf) as server:
+        session = SparkSession.builder.remote(server.url).create()
+        after = attach(session, "curve").metrics()
+        session.stop()
+    assert sum(file.stat().st_size for file in tmp_path.rglob("[0-9]*")) < 4 << 20
+    for table in (before, after):
+        steps = table["step"].tolist()
+        assert steps == sorted(set(steps)), "in order, none twice"
+        assert steps[-500:] == list(range(5_501, 6_001)), "the newest are all there"
+        assert table.set_index("step").loc[777, "loss"] == 99.0
+        assert len(table) + table.attrs["dropped"] + table.attrs["thinned"] == 6_000
+    assert before.attrs["thinned"] > 0
+    assert set(before["step"]) <= set(after["step"])
 
 
 def test_the_store_counts_the_lines_that_it_no_longer_has(tmp_path):

@@ -549,6 +549,68 @@ def test_every_truncation_of_a_submit_is_refused(spark):
         (
             "Command",
             send_command,
+            pb.Command(
+                protocol=PROTOCOL,
+                submit=pb.SubmitRun(
+                    plan=pb.TrainPlan(run_id="bare", num_processes=1, function=pb.Payload(python="3.11"))
+                ),
+            ),
+            "the plan's function is empty",
+        ),
+        (
+            "Command",
+            send_command,
+            pb.Command(
+                protocol=PROTOCOL,
+                submit=pb.SubmitRun(
+                    plan=pb.TrainPlan(run_id="nameless", num_processes=1, script=pb.Script(source=b"pass"))
+                ),
+            ),
+            "the plan's script has no name",
+        ),
+        (
+            "Command",
+            send_command,
+            pb.Command(
+                protocol=PROTOCOL,
+                submit=pb.SubmitRun(
+                    plan=pb.TrainPlan(
+                        run_id="greedy",
+                        num_processes=1,
+                        script=pb.Script(name="s"),
+                        resources=pb.RankResources(cpus=2**32 - 1),
+                    )
+                ),
+            ),
+            "resources has more cpus than a server counts to",
+        ),
+        (
+            "Command",
+            send_command,
+            pb.Command(
+                protocol=PROTOCOL,
+                submit=pb.SubmitRun(
+                    plan=pb.TrainPlan(
+                        run_id="endless", num_processes=1, script=pb.Script(name="s"), max_failures=2**32 - 1
+                    )
+                ),
+            ),
+            "max_failures is more than a server counts to",
+        ),
+        (
+            "Command",
+            send_command,
+            pb.Command(
+                protocol=PROTOCOL,
+                submit=pb.SubmitRun(
+                    plan=pb.TrainPlan(run_id="long", name="n" * 10_001, num_processes=1, script=pb.Script(name="s"))
+                ),
+            ),
+            "the name of a run has at most 10000 characters, this one 10001",
+        ),
+        (
+            "Command",
+            send_command,
             pb.Command(protocol=PROTOCOL, follow=pb.FollowRun(run_id="nobody")),
             "there is no run nobody of this user",
         ),

@@ -62,6 +62,47 @@ def test_one_panel_a_metric_and_one_line_a_rank():
     assert figure._repr_png_().startswith(b"\x89PNG")
 
 
+def together(rank, figures, first=1):
+    """One event with a report for each of `figures`, at successive steps."""
+    newest = reported(rank, first + len(figures) - 1, **figures[-1])
+    earlier = newest.metrics.earlier
+    earlier.steps.extend([first, *[1] * (len(figures) - 2)])
+    earlier.times.extend([1 - len(figures), *[1] * (len(figures) - 2)])
+    for name in {name for each in figures[:-1] for name in each}:
+        positions = [at for at, each in enumerate(figures[:-1]) if name in each]
+        earlier.metrics.add(name=name, values=[figures[at][name] for at in positions], reports=positions)
+    return newest
+
+
+def test_reports_that_travelled_together_are_rows_like_others():
+    apart = [
+        reported(1, 5, loss=0.5),
+        reported(1, 6, accuracy=1.0),
+        reported(1, 7, loss=0.25),
+        reported(0, 1, loss=1.0),
+    ]
+    one = together(1, [{"loss": 0.5}, {"accuracy": 1.0}, {"loss": 0.25}], first=5)
+    pd.testing.assert_frame_equal(metrics.table([one, apart[-1]]), metrics.table(apart))
+    assert metrics.reports_of(one) == [report for event in apart[:3] for report in metrics.reports_of(event)]
+
+
+def test_reports_that_came_twice_while_the_server_put_them_together_are_one_row_each():
+    apart = [reported(0, 1, loss=math.nan), reported(0, 2, loss=1.0)]
+    table = metrics.table([*apart, together(0, [{"loss": math.nan}, {"loss": 1.0}, {"loss": 0.5}])])
+    assert table["step"].tolist() == [1, 2, 3]
+
+
+def test_a_long_curve_is_drawn_with_its_spikes():
+    spikes = {3: 40.0, 50_000: -7.0, 77_777: 9.0}
+    table = metrics.table([together(0, [{"loss": spikes.get(step, math.sin(step))} for step in range(1, 100_001)])])
+    (line,) = plotting.draw(table, "digits").axes[0].lines
+    drawn = dict(zip(line.get_xdata(), line.get_ydata(), strict=True))
+    assert len(drawn) <= plotting._MOST_POINTS
+    assert {step: drawn.get(step) for step in spikes} == spikes
+    assert (min(drawn), max(drawn)) == (1, 100_000)
+    assert line.get_xdata().tolist() == sorted(drawn)
+
+
 def test_each_attempt_has_a_line_of_its_own():
     table = metrics.table([reported(0, step, attempt=attempt, loss=1.0) for attempt in (0, 1) for step in (1, 2)])
     assert len(plotting.draw(table, "digits").axes[0].lines) == 2

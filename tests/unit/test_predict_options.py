@@ -1,11 +1,14 @@
 """What predict_batch_udf takes beyond pyspark's: what is refused at the client, and what stands in the plan."""
 
+import functools
 import re
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
+from pyspark.sql.connect import functions as F
 from pyspark.sql.types import (
     ArrayType,
     BinaryType,
@@ -27,7 +30,7 @@ from pyspark.sql.types import (
     TimestampType,
     VarcharType,
 )
-from sparkgap import PlanError, predict_batch_udf
+from sparkgap import PlanError, channel, predict_batch_udf
 from sparkgap_protos.v1 import plan_pb2 as pb
 from sparkgap_server.predict.columns import SCALARS
 from sparkgap_server.predict.task import task_of
@@ -218,3 +221,60 @@ def test_spark_udf_register_is_told_where_to_go():
         "digits is no UDF of Spark's Python workers, and spark.udf.register does not take it: register it with "
         "sparkgap.register(spark, name, udf)"
     )
+
+
+# ---- Depths ----
+
+
+def deep(levels, kind=IntegerType):
+    found = kind()
+    for _ in range(levels):
+        found = ArrayType(found)
+    return found
+
+
+@pytest.mark.parametrize(
+    "return_type",
+    [
+        "array<" * 2000 + "int" + ">" * 2000,
+        "struct<x:" * 101 + "int" + ">" * 101,
+        deep(2000),
+        StructType([StructField("x", deep(200))]),
+        deep(2000, lambda: MapType(StringType(), IntegerType())),
+        functools.reduce(lambda inner, _: StructType([StructField("x", inner)]), range(200), IntegerType()),
+    ],
+    ids=["DDL", "structs in DDL", "arrays", "arrays in a struct", "arrays of maps", "structs"],
+)
+def test_a_type_that_is_nested_too_deep_for_any_parser_is_refused(return_type):
+    with pytest.raises(PlanError, match="return_type is nested too deep: at most 100 levels are allowed"):
+        predict_batch_udf(lambda: None, return_type=return_type, batch_size=1)
+
+
+def test_a_type_of_too_many_characters_is_refused():
+    with pytest.raises(PlanError, match="return_type has 1400000 characters: at most 1000000 are allowed"):
+        predict_batch_udf(lambda: None, return_type="x int, " * 200_000, batch_size=1)
+
+
+def test_deep_and_long_enough_types_are_taken():
+    for return_type in (
+        deep(99),
+        "array<" * 100 + "int" + ">" * 100,
+        ", ".join(f"x{index} double" for index in range(10_000)),
+    ):
+        predict_batch_udf(lambda: None, return_type=return_type, batch_size=1)
+
+
+def test_a_prediction_of_a_prediction_ends_somewhere():
+    plus = predict_batch_udf(lambda: lambda x: x, return_type="double", batch_size=1)
+    column = functools.reduce(lambda inner, _: plus(inner), range(32), "id")
+    with pytest.raises(PlanError, match="is given a prediction of a prediction, more than 32 deep: make columns of"):
+        plus(column)
+
+
+def test_predictions_with_functions_between_them_end_somewhere_too(monkeypatch):
+    plus = predict_batch_udf(lambda: lambda x: x, return_type="double", batch_size=1)
+    column = functools.reduce(lambda inner, _: plus(F.abs(inner)), range(500), "id")
+    client = types.SimpleNamespace()
+    monkeypatch.setattr(channel, "require_extension", lambda session: None)
+    with pytest.raises(PlanError, match="is given a prediction of a prediction, more than 32 deep: make columns of"):
+        column._expr.to_plan(client)

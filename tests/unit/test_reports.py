@@ -1,13 +1,18 @@
-"""A rank's reports on their way to its keeper: at a bounded rate, the newest always, and what was left out counted."""
+"""A rank's reports on their way to its keeper: several to an event, at a bounded rate, the newest always, and what was left out counted."""
 
 from __future__ import annotations
 
+import math
 import os
+import signal
 import socket
 import threading
+import time
+from itertools import pairwise
 
+import pandas as pd
 import pytest
-from sparkgap import training
+from sparkgap import metrics, training
 from sparkgap_protos import reporting
 from sparkgap_protos.v1 import node_pb2, run_pb2
 from sparkgap_server import wire
@@ -33,12 +38,20 @@ def next_event(keeper):
     return run_pb2.RunEvent.FromString(frame.body)
 
 
-def all_metrics(keeper, until):
+def all_events(keeper, until):
     """What has been sent, up to the report of this step."""
-    found = [next_event(keeper).metrics]
-    while found[-1].step != until:
-        found.append(next_event(keeper).metrics)
+    found = [next_event(keeper)]
+    while found[-1].metrics.step != until:
+        found.append(next_event(keeper))
     return found
+
+
+def all_steps(events):
+    return [step for event in events for _, step, _ in metrics.reports_of(event)]
+
+
+def all_dropped(events):
+    return sum(event.metrics.dropped for event in events)
 
 
 def test_a_report_goes_out_at_once(keeper):
@@ -48,37 +61,103 @@ def test_a_report_goes_out_at_once(keeper):
     assert event.metrics == run_pb2.Metrics(step=1, total=3, values={"loss": 0.5})
 
 
-def test_a_hot_loop_is_thinned_counted_and_ends_with_its_last_report(keeper):
-    for step in range(1, 20_001):
+def test_two_thousand_reports_a_second_all_arrive(keeper):
+    """As the ranks of a run give them: at their pace, while nobody waits for the courier."""
+    told, began = 0, time.monotonic()
+    while told < 5_000:
+        while told < 5_000 and told < 2_000 * (time.monotonic() - began):
+            told += 1
+            training.report(told, 5_000, loss=1 / told, rate=0.1)
+        time.sleep(0.001)
+    sent = all_events(keeper, until=5_000)
+    assert all_steps(sent) == list(range(1, 5_001))
+    assert all_dropped(sent) == 0
+    assert len(sent) < 500, "several travel together"
+    found = [report for event in sent for report in metrics.reports_of(event)]
+    assert [values for _, _, values in found] == [{"loss": 1 / step, "rate": 0.1} for step in range(1, 5_001)]
+    times = [when for when, _, _ in found]
+    assert times == sorted(times)
+
+
+def test_reports_that_wait_go_out_together(keeper):
+    names = [{"loss": 0.5}, {"loss": math.nan, "accuracy": 0.25}, {}, {"loss": 0.125}]
+    for step, values in zip([7, 2**63 - 1, -(2**63) + 1, 10], names, strict=True):
+        training.report(step, 20 if step == 7 else None, **values)
+    first, second = all_events(keeper, until=10)
+    assert metrics.reports_of(first)[0][1:] == (7, {"loss": 0.5})
+    together = [report[1:] for report in metrics.reports_of(second)]
+    assert repr(together) == repr([(2**63 - 1, names[1]), (-(2**63) + 1, {}), (10, {"loss": 0.125})])
+    assert metrics.table([first, second])["step"].tolist() == [7, 2**63 - 1, -(2**63) + 1, 10]
+    assert metrics.table([first, second])["total"].tolist() == [20, pd.NA, pd.NA, pd.NA]
+
+
+@pytest.mark.parametrize("count", [20_000, 300_001])
+def test_a_hot_loop_is_thinned_evenly_counted_and_ends_with_its_last_report(keeper, monkeypatch, count):
+    monkeypatch.setattr(reports, "PAUSE", 1e6)
+    for step in range(1, count + 1):
         training.report(step, loss=1 / step)
-    sent = all_metrics(keeper, until=20_000)  # without finish: the rank may go on to something else
-    assert len(sent) + sum(each.dropped for each in sent) == 20_000
-    assert [each.step for each in sent[:100]] == list(range(1, 101))
-    assert len(sent) < 2_000
-    assert sent[-1].values["loss"] == 1 / 20_000
+    reporting.sink.finish()
+    sent = all_events(keeper, until=count)
+    steps = all_steps(sent)
+    assert len(steps) + all_dropped(sent) == count
+    assert reports.BURST / 2 < len(steps) <= reports.BURST + 1
+    assert len({later - earlier for earlier, later in pairwise(steps[1:-1])}) == 1
+
+
+def test_a_hot_loop_that_goes_on_is_bounded_and_its_last_report_arrives_without_an_end(keeper):
+    step, began = 0, time.monotonic()
+    while time.monotonic() - began < 1:
+        for _ in range(1000):
+            step += 1
+            training.report(step, loss=1 / step)
+    sent = all_events(keeper, until=step)
+    seconds = time.monotonic() - began
+    assert len(all_steps(sent)) + all_dropped(sent) == step
+    assert len(all_steps(sent)) <= 2 * reports.BURST + seconds * reports.RATE
 
 
 def test_the_end_of_a_rank_sends_what_waits(keeper, monkeypatch):
-    monkeypatch.setattr(reports, "RATE", 1e-3)
+    monkeypatch.setattr(reports, "PAUSE", 1e6)
     for step in range(1, 202):
         training.report(step)
     reporting.sink.finish()
-    sent = all_metrics(keeper, until=201)
-    assert [each.step for each in sent] == [*range(1, 101), 201]
-    assert sent[-1].dropped == 100
+    assert all_steps(all_events(keeper, until=201)) == list(range(1, 202))
     training.report(202)  # exit handlers may still call it
     keeper.setblocking(False)
     with pytest.raises(BlockingIOError):
         keeper.recv(1)
 
 
-def test_a_keeper_that_does_not_read_holds_nobody_up(keeper, monkeypatch):
-    monkeypatch.setattr(reports, "BURST", 1e9)
-    reporting.sink._places = 1e9
-    for step in range(1, 20_001):
-        training.report(step, **{"long name " * 100: 1.0})
-    sent = all_metrics(keeper, until=20_000)
-    assert len(sent) + sum(each.dropped for each in sent) == 20_000
+def test_a_keeper_that_does_not_read_holds_nobody_up(keeper):
+    for step in range(1, 200_001):
+        training.report(step, **{f"long name {step % 100} " * 100: 1.0})
+    sent = all_events(keeper, until=200_000)
+    assert len(all_steps(sent)) + all_dropped(sent) == 200_000
+
+
+def test_a_name_that_no_message_can_hold_takes_nobody_along(keeper):
+    for step, name in enumerate(["loss", "\ud800", "loss"], start=1):
+        training.report(step, **{name: 1.0})
+    sent = all_events(keeper, until=3)
+    assert (all_steps(sent), all_dropped(sent)) == ([1, 3], 1)
+
+
+def test_a_signal_handler_may_report_in_the_midst_of_a_report(keeper):
+    def report_too(*_):
+        training.report(0)
+
+    before = signal.signal(signal.SIGALRM, report_too)
+    signal.setitimer(signal.ITIMER_REAL, 1e-3, 1e-3)
+    try:
+        for step in range(1, 100_001):
+            training.report(step)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    training.report(100_001)
+    sent = all_events(keeper, until=100_001)
+    steps = [step for step in all_steps(sent) if step]
+    assert steps == sorted(steps)
 
 
 def test_threads_may_report_side_by_side(keeper):
@@ -92,8 +171,8 @@ def test_threads_may_report_side_by_side(keeper):
     for each in threads:
         each.join()
     training.report(4000)
-    sent = all_metrics(keeper, until=4000)
-    assert len(sent) + sum(each.dropped for each in sent) == 4001
+    sent = all_events(keeper, until=4000)
+    assert len(all_steps(sent)) + all_dropped(sent) == 4001
 
 
 def test_a_forked_process_says_nothing(keeper):

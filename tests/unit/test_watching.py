@@ -108,6 +108,7 @@ def test_events_that_the_server_has_forgotten_are_said(capsys):
     with Console() as console:
         console.lost(Loss(7, 345_000))
         console.lost(Loss(7, None))
+        console.lost(Loss(7, 0))
     assert [line.split(" came faster")[0] for line in capsys.readouterr().err.splitlines()] == [
         "[sparkgap] … 345000 lines",
         "[sparkgap] … 7 events (lines and reports)",
@@ -139,6 +140,9 @@ def test_a_reader_knows_how_many_lines_it_misses():
     assert cursor.sequence == 1
     assert cursor.advance(page(10, 26, run_pb2.LogLines(lines=["z"]), dropped=8)) == Loss(8, 20)
     assert cursor.advance(page(10, 26)) is None
+    assert cursor.advance(page(11, 30, run_pb2.LogLines(lines=["!"]))) == Loss(0, 3), (
+        "the server only knows how many events are lost in all"
+    )
 
 
 def test_a_reader_that_begins_in_the_middle_does_not():

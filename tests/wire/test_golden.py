@@ -201,10 +201,22 @@ MESSAGES: dict[str, Message] = {
         sequences=[7, 2**40], events=[event(log=log_lines()).SerializeToString(deterministic=True), b""], lines_before=[3, 2**41],
         result=[b"\x00" * 3, b""], last=True,
     ),
+    "run_segment_merged": run_pb2.RunSegment(sequences=[7, 2**40], first_sequences=[7, 3], merged=[0, 2**33]),
     "event_started": event(started=run_pb2.RankStarted(host="node-7", pid=4711)),
     "event_log": event(log=log_lines()),
     "event_metrics": event(metrics=run_pb2.Metrics(step=10, total=100, values={"loss": 0.25, "accuracy": 1.0, "nan": 0.0})),
     "event_metrics_thinned": event(metrics=run_pb2.Metrics(step=11, values={"loss": 0.5}, dropped=2**40)),
+    "event_metrics_together": event(
+        metrics=run_pb2.Metrics(
+            step=-1, total=7, thinned=2**40, earlier=run_pb2.EarlierReports(
+                steps=[10, -3, 2**62], times=[-(2**40), 500, 600], totals=[7, 0, 2**62],
+                metrics=[
+                    run_pb2.MetricColumn(name="loss", values=[0.5, float("inf"), -1e-300]),
+                    run_pb2.MetricColumn(name="é", values=[0.0], reports=[2]),
+                ],
+            ),
+        )
+    ),
     "event_failure": event(failure=failure()),
     # node.proto: what the processes of one node say to each other
     "open_rank": node_pb2.Open(rank=node_pb2.OpenRank(run_id="run-1", rank=1)),

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import sparkgap_protos
 from sparkgap_protos import PROTOCOL
 from sparkgap_protos.v1 import node_pb2
 
@@ -55,3 +56,14 @@ def camel(name: str) -> str:
 def test_scala_speaks_the_protocol_version_that_python_speaks():
     text = (JVM / "Schema.scala").read_text()
     assert re.findall(r"val Protocol = (\d+)", text) == [str(PROTOCOL)]
+
+
+def test_both_sides_have_the_same_limits():
+    text = (JVM / "PlanCheck.scala").read_text()
+    scala = {name: int(number) for name, number in re.findall(r"val Most(\w+) = (\d+)", text)}
+    python = {
+        camel(name.removeprefix("MOST_")): getattr(sparkgap_protos, name)
+        for name in dir(sparkgap_protos)
+        if name.startswith("MOST_")
+    }
+    assert python == {name: scala.get(name) for name in python}

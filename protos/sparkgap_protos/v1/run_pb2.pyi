@@ -246,7 +246,7 @@ class LogLines(_message.Message):
     def __init__(self, stream: _Optional[_Union[LogLines.Stream, str]] = ..., lines: _Optional[_Iterable[str]] = ..., dropped: _Optional[int] = ...) -> None: ...
 
 class Metrics(_message.Message):
-    __slots__ = ("step", "total", "values", "dropped")
+    __slots__ = ("step", "total", "values", "dropped", "earlier", "thinned")
     class ValuesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -258,11 +258,37 @@ class Metrics(_message.Message):
     TOTAL_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
+    EARLIER_FIELD_NUMBER: _ClassVar[int]
+    THINNED_FIELD_NUMBER: _ClassVar[int]
     step: int
     total: int
     values: _containers.ScalarMap[str, float]
     dropped: int
-    def __init__(self, step: _Optional[int] = ..., total: _Optional[int] = ..., values: _Optional[_Mapping[str, float]] = ..., dropped: _Optional[int] = ...) -> None: ...
+    earlier: EarlierReports
+    thinned: int
+    def __init__(self, step: _Optional[int] = ..., total: _Optional[int] = ..., values: _Optional[_Mapping[str, float]] = ..., dropped: _Optional[int] = ..., earlier: _Optional[_Union[EarlierReports, _Mapping]] = ..., thinned: _Optional[int] = ...) -> None: ...
+
+class EarlierReports(_message.Message):
+    __slots__ = ("steps", "times", "totals", "metrics")
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
+    TOTALS_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    steps: _containers.RepeatedScalarFieldContainer[int]
+    times: _containers.RepeatedScalarFieldContainer[int]
+    totals: _containers.RepeatedScalarFieldContainer[int]
+    metrics: _containers.RepeatedCompositeFieldContainer[MetricColumn]
+    def __init__(self, steps: _Optional[_Iterable[int]] = ..., times: _Optional[_Iterable[int]] = ..., totals: _Optional[_Iterable[int]] = ..., metrics: _Optional[_Iterable[_Union[MetricColumn, _Mapping]]] = ...) -> None: ...
+
+class MetricColumn(_message.Message):
+    __slots__ = ("name", "values", "reports")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    REPORTS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    values: _containers.RepeatedScalarFieldContainer[float]
+    reports: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., values: _Optional[_Iterable[float]] = ..., reports: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class RankFailure(_message.Message):
     __slots__ = ("rank", "host", "pid", "time", "exception", "message", "traceback", "pickled", "exit_code", "signal", "in_collective", "last_lines")
@@ -299,7 +325,7 @@ class ResultChunk(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class RunSegment(_message.Message):
-    __slots__ = ("user", "plan_digest", "server", "written_at", "status", "sequences", "events", "result", "last", "lines_before")
+    __slots__ = ("user", "plan_digest", "server", "written_at", "status", "sequences", "events", "result", "last", "lines_before", "first_sequences", "merged")
     USER_FIELD_NUMBER: _ClassVar[int]
     PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     SERVER_FIELD_NUMBER: _ClassVar[int]
@@ -310,6 +336,8 @@ class RunSegment(_message.Message):
     RESULT_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
     LINES_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    FIRST_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    MERGED_FIELD_NUMBER: _ClassVar[int]
     user: str
     plan_digest: bytes
     server: str
@@ -320,4 +348,6 @@ class RunSegment(_message.Message):
     result: _containers.RepeatedScalarFieldContainer[bytes]
     last: bool
     lines_before: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, user: _Optional[str] = ..., plan_digest: _Optional[bytes] = ..., server: _Optional[str] = ..., written_at: _Optional[int] = ..., status: _Optional[_Union[RunStatus, _Mapping]] = ..., sequences: _Optional[_Iterable[int]] = ..., events: _Optional[_Iterable[bytes]] = ..., result: _Optional[_Iterable[bytes]] = ..., last: bool = ..., lines_before: _Optional[_Iterable[int]] = ...) -> None: ...
+    first_sequences: _containers.RepeatedScalarFieldContainer[int]
+    merged: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, user: _Optional[str] = ..., plan_digest: _Optional[bytes] = ..., server: _Optional[str] = ..., written_at: _Optional[int] = ..., status: _Optional[_Union[RunStatus, _Mapping]] = ..., sequences: _Optional[_Iterable[int]] = ..., events: _Optional[_Iterable[bytes]] = ..., result: _Optional[_Iterable[bytes]] = ..., last: bool = ..., lines_before: _Optional[_Iterable[int]] = ..., first_sequences: _Optional[_Iterable[int]] = ..., merged: _Optional[_Iterable[int]] = ...) -> None: ...
