@@ -18,7 +18,7 @@ private[sparkgap] final class MappedBytes(memory: TaskMemoryManager) extends Mem
 /** Grows at its end by being mapped longer, up to `limit` bytes; so addresses hold until the next `allocate`, offsets until `clear`. */
 private[sparkgap] final class BatchMemory(file: Path, limit: Long, accounted: MappedBytes) extends AutoCloseable {
   private val channel = FileChannel.open(file, StandardOpenOption.READ, StandardOpenOption.WRITE)
-  private var mapped = map(channel.size())
+  private var mapped = try map(channel.size()) catch { case failure: Throwable => channel.close(); throw failure }
   private var end = 0L
 
   /** Where offset 0 lies. */

@@ -71,7 +71,7 @@ object Nursery extends Logging {
         case "OpenKeeper" => "keeper" -> request
       }).toByteArray)
       connection
-    } catch { case NonFatal(failure) => channel.close(); throw failure }
+    } catch { case failure: Throwable => channel.close(); throw failure } // an interrupt, too
   }
 
   /** Has the keeper of a gang killed, whatever state it is in, with its ranks and all their descendants; returns at once. */
