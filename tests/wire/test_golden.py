@@ -220,6 +220,9 @@ MESSAGES: dict[str, Message] = {
     "event_failure": event(failure=failure()),
     # node.proto: what the processes of one node say to each other
     "open_rank": node_pb2.Open(rank=node_pb2.OpenRank(run_id="run-1", rank=1)),
+    "open_rank_of_gang": node_pb2.Open(rank=node_pb2.OpenRank(run_id="run-1", rank=1, gang="8c1f")),
+    "open_keeper": node_pb2.Open(keeper=node_pb2.OpenKeeper(gang="8c1f", end=True)),
+    "keeper_end": node_pb2.KeeperEnd(status=-9, words="Traceback: é", unknown=True),
     "open_model": node_pb2.Open(
         model=node_pb2.OpenModel(key="0f" * 32, name="make_digits", python_path=["/artifacts/a", "/artifacts/b.zip"])
     ),
