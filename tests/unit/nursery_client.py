@@ -88,6 +88,7 @@ class Rank:
     failure: run_pb2.RankFailure | None = None
     exit: pb.RankExit | None = None
     refused: str = ""
+    asked: bool = False  # for the plan
 
     def read_until(self, condition: Callable[[], bool]) -> Rank:
         """Take frames until the condition holds or the stream ends."""
@@ -103,6 +104,7 @@ class Rank:
         if frame.kind == pb.REFUSED:
             self.refused = pb.Refused.FromString(frame.body).message
         elif frame.kind == pb.PLAN_WANTED:
+            self.asked = True
             wire.send(self.connection, pb.TRAIN_PLAN, self.plan)
         elif frame.kind == pb.ADDRESS:
             wire.send(self.connection, pb.MEETING_POINT, frame.body)

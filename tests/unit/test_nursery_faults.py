@@ -69,28 +69,10 @@ def test_ranks_of_a_gang_share_a_keeper_and_the_plan_travels_once(nursery: Nurse
         )
         for number in range(4)
     ]
-    asked = 0
-    for rank in ranks:  # whom the keeper asks is its own choice
-        rank.connection.settimeout(0.5)
-    address = None
-    while address is None:
-        for rank in ranks:
-            try:
-                frame = wire.receive(rank.connection)
-            except TimeoutError:
-                continue
-            assert frame is not None
-            asked += frame.kind == pb.PLAN_WANTED
-            if frame.kind == pb.ADDRESS:
-                address = frame.body
-            else:
-                rank.take(frame)
-    for rank in ranks:
-        rank.connection.settimeout(60)
-        wire.send(rank.connection, pb.MEETING_POINT, address)
+    _meet(ranks)
     for rank in ranks:
         started(rank)
-    assert asked == 1
+    assert [rank.asked for rank in ranks].count(True) == 1
     assert len({keeper_of(rank).pid for rank in ranks}) == 1
     door.touch()
     assert first.to_end().result() == 0
@@ -112,8 +94,7 @@ def test_what_a_rank_leaves_ends_with_it_and_not_with_its_neighbours(nursery: Nu
         return 0
 
     first, second = (start_rank(nursery, leave, door, gang="two", rank=number, world_size=2) for number in range(2))
-    meeting = _meet([first, second])
-    assert meeting
+    _meet([first, second])
     orphan = first.to_end().result()
     assert gone(orphan)
     started(second)
@@ -124,8 +105,8 @@ def test_what_a_rank_leaves_ends_with_it_and_not_with_its_neighbours(nursery: Nu
     assert gone(neighbour)
 
 
-def _meet(ranks: list[Rank]) -> bytes:
-    """Take frames of all until rank 0 tells where, and tell all."""
+def _meet(ranks: list[Rank]) -> None:
+    """Take frames of all, since whom the keeper asks for the plan is its own choice, until rank 0 tells where, and tell all."""
     address = b""
     for rank in ranks:
         rank.connection.settimeout(0.2)
@@ -145,7 +126,6 @@ def _meet(ranks: list[Rank]) -> bytes:
     for rank in ranks:
         rank.connection.settimeout(60)
         wire.send(rank.connection, pb.MEETING_POINT, address)
-    return address
 
 
 # ---- Keepers that end or freeze ----
