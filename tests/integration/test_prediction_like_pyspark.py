@@ -96,7 +96,9 @@ ACCEPTED = {
     "tensors in a struct": Case(lambda x, y: total(x) + total(y), "double", ("struct(tensor, pair)",), [[3], [2]]),
     "null elements of a tensor": Case(lambda x: np.isnan(x).sum(axis=1), "int", ("gaps",), [[2]]),
     "a column of predictions": Case(lambda x: x[:, None] * 1.0, "double", ("id",)),
-    "arrays of structs": Case(seen, "string", ("array(struct(id, name), struct(id, null))", "id"), [None, None]),
+    "arrays of structs": Case(
+        seen, "string", ("array(struct(id, name), struct(id, cast(null as string) as name))", "id"), [None, None]
+    ),
     "ragged arrays of structs": Case(
         seen, "string", ("transform(sequence(0, id % 3), i -> struct(i, tensor as t))", "id"), [None, [1]]
     ),
