@@ -3,7 +3,7 @@ package org.apache.spark.sql.connect.sparkgap
 
 import java.io.{ByteArrayOutputStream, IOException}
 import java.nio.channels.Channels
-import java.nio.file.Path
+import java.nio.file.{NoSuchFileException, Path}
 
 import scala.collection.mutable
 import scala.jdk.CollectionConverters._
@@ -76,7 +76,7 @@ private[sparkgap] final class ModelConversation(
     metrics("bytesSent") += bytes
     metrics("batches") += (rows + batchSize - 1) / batchSize
     val message = Schema.build("ColumnBatch")("rows" -> rows, "length" -> slots(filling).used, "columns" -> layouts.map(_.toMessage), "slot" -> filling)
-    connection.send(FrameKind.ColumnBatch, message.toByteArray)
+    say(FrameKind.ColumnBatch, message)
     waiting.enqueue(filling)
     bytes
   }
@@ -111,13 +111,20 @@ private[sparkgap] final class ModelConversation(
     if (connection != null) connection.close()
   }
 
-  /** A host that ends because it was idle, or that could not load, may take a connection down with it before it has answered. */
-  private def connect(): Unit = {
-    val ready = Iterator.continually(open()).take(ModelConversation.OpenAttempts).collectFirst { case Some(frame) => frame }
-    slots += map(body(ready.getOrElse(throw died(s"ended ${ModelConversation.OpenAttempts} times before it could load the model")), FrameKind.ModelReady))
-    connection.send(FrameKind.Schema, schemaBytes)
-    slots += map(expect(FrameKind.ModelReady))
-  }
+  /** A host that ends may take a connection down with it before the task has its memories: because it was idle, could not load, or another task's
+    * batch has killed it. */
+  private def connect(): Unit = slots ++= Iterator.continually(greet()).take(ModelConversation.OpenAttempts).collectFirst { case Some(both) => both }
+    .getOrElse(throw died(s"ended ${ModelConversation.OpenAttempts} times before it could load the model"))
+
+  /** The two memories that a host shares, or None where it has ended. */
+  private def greet(): Option[Seq[BatchMemory]] =
+    open().flatMap(ready => map(body(ready, FrameKind.ModelReady))).flatMap { first =>
+      val second = try { say(FrameKind.Schema, schemaBytes); hear().flatMap(ready => map(body(ready, FrameKind.ModelReady))) }
+        catch { case failure: Throwable => first.close(); throw failure }
+      if (second.isEmpty) first.close()
+      TaskContext.get().killTaskIfInterrupted()
+      second.map(Seq(first, _))
+    }
 
   /** The host's answer once it has the model, or None where it ended before. A connection that did not get so far is closed by the next one, or by the
     * end of the conversation. */
@@ -141,7 +148,9 @@ private[sparkgap] final class ModelConversation(
   }
 
   /** To a host that may have gone: who has refused and closed can still be heard. */
-  private def say(kind: Int, message: DynamicMessage): Unit = try connection.send(kind, message.toByteArray) catch { case _: IOException => }
+  private def say(kind: Int, message: DynamicMessage): Unit = say(kind, message.toByteArray)
+
+  private def say(kind: Int, body: Array[Byte]): Unit = try connection.send(kind, body) catch { case _: IOException => }
 
   private def hear(): Option[Frame] = try connection.receive() catch { case _: IOException => None }
 
@@ -154,9 +163,10 @@ private[sparkgap] final class ModelConversation(
     out.toByteArray
   }
 
-  private def map(ready: Array[Byte]): BatchMemory = {
+  private def map(ready: Array[Byte]): Option[BatchMemory] = {
     val message = Schema.parse("ModelReady", ready)
-    new BatchMemory(Path.of(s"/proc/${message.int("pid")}/fd/${message.int("descriptor")}"), maxBytes, accounted)
+    try Some(new BatchMemory(Path.of(s"/proc/${message.int("pid")}/fd/${message.int("descriptor")}"), maxBytes, accounted))
+    catch { case _: NoSuchFileException => None }
   }
 
   private def expect(kind: Int): Array[Byte] = body(receiveFrame(), kind)

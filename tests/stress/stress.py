@@ -34,6 +34,7 @@ from sparkgap_server.local import LocalServer
 from vitals import Vitals
 
 ROUNDS = 10
+SECONDS_EACH = 90
 SETTLED = 3  # rounds in which caches, pools and the heap still fill
 
 
@@ -75,7 +76,7 @@ class Client(threading.Thread):
                         self._act(spark, self._kinds.pop())
                 self.rest.set()
         except BaseException:
-            self.wrong.append(f"{self.name} ended: {traceback.format_exc()}")
+            self._is_wrong(f"{self.name} ended: {traceback.format_exc()}")
             self.rest.set()
         finally:
             spark.stop()
@@ -88,12 +89,16 @@ class Client(threading.Thread):
         try:
             action(spark, draw)
         except actions.Wrong as problem:
-            self.wrong.append(f"{what}: {problem}")
+            self._is_wrong(f"{what}: {problem}")
         except Exception:
-            self.wrong.append(f"{what}: {traceback.format_exc()}")
+            self._is_wrong(f"{what}: {traceback.format_exc()}")
         self.done[action.__name__] += 1
-        if (took := time.monotonic() - began) > 60:
-            self.wrong.append(f"{what} took {took:.0f} s")
+        if (took := time.monotonic() - began) > SECONDS_EACH:
+            self._is_wrong(f"{what} took {took:.0f} s")
+
+    def _is_wrong(self, what: str) -> None:
+        self.wrong.append(what)
+        print(what, file=sys.__stdout__, flush=True)
 
 
 def growth(seen: list[Vitals]) -> list[str]:
@@ -156,11 +161,14 @@ def main() -> int:
             client.join()
         family = psutil.Process(server.pid).children(recursive=True)
         folder = server.log.parent
+    known = len(wrong)
     wrong += growth(seen)
     wrong += [f"outlives the server: {each}" for each in psutil.wait_procs(family, timeout=10)[1]]
     wrong += [f"the server has left {each}" for each in folder.glob("*")] if folder.exists() else []
     print(", ".join(f"{count} {name}" for name, count in sorted(done.items())))
-    print(f"{done.total()} passed, {len(wrong)} failed" if not wrong else "\n".join(wrong))
+    for each in wrong[known:]:
+        print(each)
+    print(f"{done.total() - known} passed, {len(wrong)} failed")
     return 1 if wrong else 0
 
 

@@ -110,12 +110,14 @@ class _Host:
 
 def _open(plan: plan_pb2.PredictPlan) -> tuple[socket.socket, MappedMemory]:
     """A connection to a host that has the model, and the memory that it shares; what fails is closed."""
-    # A host that ends because it was idle, or that could not load, may take a connection down with it before it has answered.
+    # A host that ends may take a connection down with it before the task has its memory: because it was idle, could not load, or another task's batch
+    # has killed it.
     for _ in range(_OPEN_ATTEMPTS):
         connection = _connect(plan)
         try:
             if (ready := _greet(connection, plan)) is not None:
-                return connection, MappedMemory(ready.pid, ready.descriptor)
+                with suppress(FileNotFoundError):
+                    return connection, MappedMemory(ready.pid, ready.descriptor)
         except BaseException:
             connection.close()
             raise
