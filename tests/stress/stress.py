@@ -130,7 +130,12 @@ def main() -> int:
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
     actions.by_value()
-    conf = {"spark.driver.memory": "1g", "spark.sparkgap.events.maxBytes": "4m", "spark.sparkgap.runs.keptBytes": "64m"}
+    conf = {
+        "spark.driver.memory": "1g",
+        "spark.sparkgap.events.maxBytes": "4m",
+        "spark.sparkgap.runs.keptBytes": "64m",
+        "spark.sparkgap.host.idleTimeout": "20s",  # models that end their process are all different ones
+    }
     seen: list[Vitals] = []
     shown = sys.stdout
     with (
