@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -10,10 +11,13 @@ import psutil
 
 MIB = 1 << 20
 
+#: Pools of Spark's own, which fill up with use to limits of hundreds of threads; the kernel shows the first 15 characters.
+SPARKS_POOLS = ("block-manager", "shuffle-exchang", "ResultQueryStag", "QueryStageCreat")
+
 
 @dataclass(frozen=True)
 class Vitals:
-    """At one quiet moment. Memory is resident, in MiB."""
+    """At one quiet moment. Memory is resident, in MiB; threads are those outside Spark's own pools."""
 
     jvm_descriptors: int
     jvm_threads: int
@@ -44,7 +48,7 @@ def at_rest(pid: int, folder: Path, seconds: float = 20) -> Vitals:
         time.sleep(0.1)
     return Vitals(
         jvm.num_fds(),
-        jvm.num_threads(),
+        len([name for name in _thread_names(jvm.pid) if not name.startswith(SPARKS_POOLS)]),
         jvm.memory_info().rss // MIB,
         nursery.num_fds(),
         nursery.memory_info().rss // MIB,
@@ -58,3 +62,11 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
         return process.children()
     except psutil.NoSuchProcess:
         return []
+
+
+def _thread_names(pid: int) -> list[str]:
+    names = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):  # it has ended meanwhile
+            names.append((thread / "comm").read_text())
+    return names
