@@ -40,7 +40,10 @@ SETTLED = 3  # rounds in which caches, pools and the heap still fill
 
 @contextmanager
 def busy(processes: int) -> Iterator[None]:
-    started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
+    started = [
+        subprocess.Popen([sys.executable, "-c", "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"])
+        for _ in range(processes)
+    ]
     try:
         yield
     finally:

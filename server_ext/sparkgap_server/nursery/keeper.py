@@ -99,10 +99,11 @@ class Keeper:
             self._loop.turn(self._patience())
             for arrival in [each for each in self._arrivals if each.deadline <= time.monotonic()]:
                 self._dismiss(arrival)
+            self._begin_next()
             self._look_after()
 
     def _patience(self) -> float | None:
-        if self._touched:
+        if self._touched or (self._plan is not None and self._placed()):
             return 0.0
         deadlines = [arrival.deadline for arrival in self._arrivals] + [kept.deadline for kept in self._ranks]
         soonest = min(deadlines, default=math.inf)
@@ -159,10 +160,6 @@ class Keeper:
             return
         except (OSError, DecodeError, wire.BrokenFrame) as problem:
             self._dismiss(arrival, problem)
-        if self._plan is not None:
-            for each in list(self._arrivals):
-                if each.placement is not None:
-                    self._begin(each, each.placement, self._plan)
 
     def _take(self, arrival: _Arrival, frame: wire.Frame) -> None:
         if arrival.placement is None:
@@ -176,13 +173,16 @@ class Keeper:
 
     def _ask_for_plan(self) -> None:
         """One arrival sends it, and the next one where that has gone."""
-        placed = [each for each in self._arrivals if each.placement is not None]
+        placed = self._placed()
         if self._plan is None and self._asked is None and placed:
-            self._asked = placed[0]
+            self._asked = placed[0][1]
             try:
                 wire.send(self._asked.connection, pb.PLAN_WANTED)
             except OSError as problem:
                 self._dismiss(self._asked, problem)
+
+    def _placed(self) -> list[tuple[pb.RankPlacement, _Arrival]]:
+        return [(each.placement, each) for each in self._arrivals if each.placement is not None]
 
     def _dismiss(self, arrival: _Arrival, problem: Exception | None = None) -> None:
         self._leave(arrival)
@@ -199,6 +199,13 @@ class Keeper:
             self._arrivals.remove(arrival)
 
     # ---- Ranks ----
+
+    def _begin_next(self) -> None:
+        """One in each turn, rank 0 first: the others are forked while it gets ready to be met."""
+        placed = self._placed()
+        if self._plan is not None and placed:
+            placement, arrival = min(placed, key=lambda each: each[0].rank)
+            self._begin(arrival, placement, self._plan)
 
     def _begin(self, arrival: _Arrival, placement: pb.RankPlacement, plan: plan_pb2.TrainPlan) -> None:
         self._leave(arrival)
