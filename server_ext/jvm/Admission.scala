@@ -35,17 +35,11 @@ final case class Gang(
   def pool: Option[String] = sessionConf.get("spark.scheduler.pool")
 }
 
-object Admission {
-  def unlessNoId(key: RunKey): Unit = if (!key.id.matches("[A-Za-z0-9._-]{1,128}"))
-    throw Refused.plan(s"run id '${key.id.take(200)}': 1 to 128 letters, digits, '.', '_' and '-' are allowed")
-}
-
 final class Admission(sc: SparkContext, settings: Settings, sessionConf: Map[String, String]) {
   private val MaxConfBytes = 1L << 20
 
   def admit(key: RunKey, plan: DynamicMessage): (Gang, Demand) = {
     val size = plan.int("num_processes")
-    Admission.unlessNoId(key)
     PlanCheck.training(plan)
     val bytes = plan.toByteArray
     if (bytes.length > settings.maxPlanBytes) throw Refused.plan(s"the plan has ${bytes.length} bytes, spark.sparkgap.plan.maxBytes allows " +

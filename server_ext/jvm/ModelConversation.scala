@@ -76,7 +76,7 @@ private[sparkgap] final class ModelConversation(
     metrics("bytesSent") += bytes
     metrics("batches") += (rows + batchSize - 1) / batchSize
     val message = Schema.build("ColumnBatch")("rows" -> rows, "length" -> slots(filling).used, "columns" -> layouts.map(_.toMessage), "slot" -> filling)
-    say(FrameKind.ColumnBatch, message)
+    connection.tell(FrameKind.ColumnBatch, message.toByteArray)
     waiting.enqueue(filling)
     bytes
   }
@@ -119,7 +119,7 @@ private[sparkgap] final class ModelConversation(
   /** The two memories that a host shares, or None where it has ended. */
   private def greet(): Option[Seq[BatchMemory]] =
     open().flatMap(ready => map(body(ready, FrameKind.ModelReady))).flatMap { first =>
-      val second = try { say(FrameKind.Schema, schemaBytes); hear().flatMap(ready => map(body(ready, FrameKind.ModelReady))) }
+      val second = try { connection.tell(FrameKind.Schema, schemaBytes); hear().flatMap(ready => map(body(ready, FrameKind.ModelReady))) }
         catch { case failure: Throwable => first.close(); throw failure }
       if (second.isEmpty) first.close()
       TaskContext.get().killTaskIfInterrupted()
@@ -136,21 +136,16 @@ private[sparkgap] final class ModelConversation(
       if (closed) opened.close()
     }
     val began = System.nanoTime()
-    say(FrameKind.TaskContext, ServedTask.of(TaskContext.get()))
-    say(FrameKind.PredictPlan, plan.without("make_predict_fn"))
+    connection.tell(FrameKind.TaskContext, ServedTask.of(TaskContext.get()).toByteArray)
+    connection.tell(FrameKind.PredictPlan, plan.without("make_predict_fn").toByteArray)
     val answer = hear() match {
-      case Some(Frame(FrameKind.PlanWanted, _)) => say(FrameKind.PredictPlan, wholePlan); hear()
+      case Some(Frame(FrameKind.PlanWanted, _)) => connection.tell(FrameKind.PredictPlan, wholePlan.toByteArray); hear()
       case other => other
     }
     metrics("loadTime") += System.nanoTime() - began
     TaskContext.get().killTaskIfInterrupted()
     answer
   }
-
-  /** To a host that may have gone: who has refused and closed can still be heard. */
-  private def say(kind: Int, message: DynamicMessage): Unit = say(kind, message.toByteArray)
-
-  private def say(kind: Int, body: Array[Byte]): Unit = try connection.send(kind, body) catch { case _: IOException => }
 
   private def hear(): Option[Frame] = try connection.receive() catch { case _: IOException => None }
 

@@ -57,6 +57,7 @@ object Nursery extends Logging {
       if (stopped || context == null) throw new IOException("this executor is shutting down")
       if (process == null || !process.isAlive) {
         logWarning("the nursery is not running: starting it again")
+        if (process != null) noteEnd(process.exitValue())
         launch()
       }
       socket
@@ -88,13 +89,12 @@ object Nursery extends Logging {
       logWarning(s"the nursery cannot be asked about gang $gang", failure)
       None
     }
-    val status = end.fold(0)(_.int("status"))
-    end.map(_.string("words")).filter(_.nonEmpty) match {
-      case Some(words) => s"the process that watched over it, its keeper, has failed. This is a fault of sparkgap:\n$words"
-      case None if status < 0 => s"the process that watched over it died: its keeper ${killed(-status)}"
-      case None if status > 0 => s"the process that watched over it, its keeper, exited with status $status; its errors are in the executor's stderr"
-      case None => synchronized(lastEnd).fold("the process that watched over it, its keeper, has ended without a word")(ended =>
-        s"the process that watched over it died: the nursery of its executor $ended")
+    end.filterNot(_.bool("unknown")) match {
+      case Some(known) => known.string("words") match {
+        case "" => s"the process that watched over it died: its keeper ${howEnded(known.int("status"))}"
+        case words => s"the process that watched over it, its keeper, has failed. This is a fault of sparkgap:\n$words"
+      }
+      case None => s"the process that watched over it died: the nursery of its executor ${synchronized(lastEnd).getOrElse("does not answer")}"
     }
   }
 
@@ -107,7 +107,12 @@ object Nursery extends Logging {
     }
   }
 
-  private def killed(signal: Int): String = s"was killed by signal $signal from outside, as the kernel does when memory runs out"
+  private def noteEnd(status: Int): Unit = lastEnd = Some(howEnded(if (status > 128) 128 - status else status)) // Java's number of a signal
+
+  /** By an exit status, or the negative number of a signal. */
+  private def howEnded(status: Int): String =
+    if (status < 0) s"was killed by signal ${-status} from outside, as the kernel does when memory runs out"
+    else s"ended with status $status; its errors are in the executor's stderr"
 
   /** The socket appears some milliseconds after the process; connecting before that fails at once. */
   private def connect(channel: SocketChannel, path: Path): Unit = {
@@ -157,7 +162,7 @@ object Nursery extends Logging {
 
   /** One that has spoken was killed from outside and is started again at once; one that never spoke cannot work here, so the driver has to know. */
   private def ended(dead: Process, spoke: Boolean, status: Int): Unit = synchronized {
-    lastEnd = Some(if (status > 128) killed(status - 128) else s"ended with status $status")
+    noteEnd(status)
     if (!stopped && (process eq dead)) {
       val what = s"the nursery process (${new Settings(SparkEnv.get.conf).python} -m sparkgap_server.nursery) ended with status $status"
       if (!spoke) report(NodeDown(context.executorID(), s"$what; its errors are in this executor's stderr"))
@@ -208,6 +213,9 @@ final class NurseryConnection(channel: SocketChannel) extends AutoCloseable {
     val frame = ByteBuffer.allocate(5 + body.length).order(ByteOrder.LITTLE_ENDIAN).put(kind.toByte).putInt(body.length).put(body).flip()
     while (frame.hasRemaining) channel.write(frame)
   }
+
+  /** To whom may have gone already: what he has said before, that he refuses for example, or his end is received next, and tells more than this failure. */
+  def tell(kind: Int, body: Array[Byte]): Unit = try send(kind, body) catch { case _: IOException => }
 
   /** The next frame, or None at the end of the stream. */
   def receive(): Option[Frame] =

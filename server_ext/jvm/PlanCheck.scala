@@ -99,8 +99,7 @@ object PlanCheck {
 
   def training(plan: DynamicMessage): Unit = {
     unlessUnknownChoices(plan)
-    if (!plan.string("run_id").matches("[A-Za-z0-9._-]{1,128}"))
-      throw Refused.plan(s"run id '${plan.string("run_id").take(200)}': 1 to 128 letters, digits, '.', '_' and '-' are allowed")
+    runId(plan.string("run_id"))
     if (plan.string("name").length > MostNameCharacters)
       throw Refused.plan(s"the name of a run has at most $MostNameCharacters characters, this one ${plan.string("name").length}")
     if (plan.int("num_processes") < 1) throw Refused.plan(s"num_processes is ${plan.int("num_processes")}: at least 1 rank is needed")
@@ -113,6 +112,9 @@ object PlanCheck {
       case _ => throw Refused.plan("the plan has neither a function nor a script")
     }
   }
+
+  def runId(id: String): Unit = if (!id.matches("[A-Za-z0-9._-]{1,128}"))
+    throw Refused.plan(s"run id '${id.take(200)}': 1 to 128 letters, digits, '.', '_' and '-' are allowed")
 
   // ---- Both ----
 

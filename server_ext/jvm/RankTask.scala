@@ -76,22 +76,19 @@ private final class RankTask(gang: Gang, context: BarrierTaskContext) extends Au
     finish()
     val began = System.nanoTime()
     val all = synchronized(conversations.toSeq)
-    val interrupted = Seq(
-      awaitAll(all, began + LeaveMillis * 1000000L),
-      all.exists(_.reader.isAlive) && { Nursery.endKeeper(gang.id); awaitAll(all, began + GoneMillis * 1000000L) }).contains(true)
+    var interrupted = Thread.interrupted()
+    def awaitAll(millis: Long): Unit = {
+      def left: Long = millis - (System.nanoTime() - began) / 1000000L
+      all.foreach(each => while (each.reader.isAlive && left > 0)
+        try each.reader.join(math.max(1L, left)) catch { case _: InterruptedException => interrupted = true })
+    }
+    awaitAll(LeaveMillis)
+    if (all.exists(_.reader.isAlive)) {
+      Nursery.endKeeper(gang.id)
+      awaitAll(GoneMillis)
+    }
     all.foreach(each => try each.connection.close() catch { case NonFatal(_) => })
     if (interrupted) Thread.currentThread().interrupt()
-  }
-
-  /** Whether this thread was interrupted meanwhile, or before. */
-  private def awaitAll(all: Seq[Conversation], deadline: Long): Boolean = {
-    var interrupted = Thread.interrupted()
-    all.foreach { each =>
-      while (each.reader.isAlive && System.nanoTime() < deadline)
-        try each.reader.join(math.max(1L, (deadline - System.nanoTime()) / 1000000L))
-        catch { case _: InterruptedException => interrupted = true }
-    }
-    interrupted
   }
 
   private def open(rank: Int): Unit = {
@@ -106,12 +103,13 @@ private final class RankTask(gang: Gang, context: BarrierTaskContext) extends Au
       "local_rank" -> (rank - firstRank), "world_size" -> gang.worldSize, "local_world_size" -> localRanks, "node_rank" -> context.partitionId(),
       "num_nodes" -> gang.tasks, "host" -> host, "gpus" -> gpus, "cpus" -> math.max(1, context.cpus() / localRanks),
       "max_result_bytes" -> gang.maxResultBytes, "python_path" -> gang.files.toSeq.flatMap(_.pythonPath), "max_failures" -> gang.maxFailures,
-      "thread_seconds" -> gang.threadSeconds,
-      "session_conf" -> gang.sessionConf.toSeq.sorted.map { case (key, value) => Schema.build("Setting")("key" -> key, "value" -> value) })
-    // The nursery may have refused already, and then says why in what the reader reads.
-    try connection.send(FrameKind.Placement, placement.toByteArray) catch { case _: java.io.IOException if !Thread.currentThread().isInterrupted => }
+      "thread_seconds" -> gang.threadSeconds, "session_conf" -> sessionConf)
+    connection.tell(FrameKind.Placement, placement.toByteArray)
     reader.start()
   }
+
+  private lazy val sessionConf: Seq[DynamicMessage] =
+    gang.sessionConf.toSeq.sorted.map { case (key, value) => Schema.build("Setting")("key" -> key, "value" -> value) }
 
   private def gpus: Seq[String] = if (gang.useGpu) context.resources().get("gpu").toSeq.flatMap(_.addresses) else Nil
 
@@ -125,7 +123,7 @@ private final class RankTask(gang: Gang, context: BarrierTaskContext) extends Au
       case Frame(FrameKind.Event, event) =>
         rpc.send(RankEvent(gang.run, gang.attempt, event, Kept.linesIn(event)))
         window.sent(event.length)
-      case Frame(FrameKind.PlanWanted, _) => connection.send(FrameKind.TrainPlan, gang.plan)
+      case Frame(FrameKind.PlanWanted, _) => connection.tell(FrameKind.TrainPlan, gang.plan)
       case Frame(FrameKind.Notice, notice) => rpc.send(RankNoticed(gang.run, gang.attempt, notice))
       case Frame(FrameKind.Result, chunk) =>
         returned = true
@@ -164,9 +162,7 @@ private final class RankTask(gang: Gang, context: BarrierTaskContext) extends Au
         pause = math.min(pause * 2, 50L)
       }
     }
-    // To a rank that has ended already, its end says more than this failure would.
-    synchronized(conversations.toSeq).foreach(each => try each.connection.send(FrameKind.MeetingPoint, point) catch { case _: java.io.IOException if
-      !Thread.currentThread().isInterrupted => })
+    synchronized(conversations.toSeq).foreach(_.connection.tell(FrameKind.MeetingPoint, point))
   }
 
   private def handle(signal: Signal): Unit = signal match {

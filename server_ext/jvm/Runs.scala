@@ -106,7 +106,7 @@ object Runs extends Logging {
 
   /** Ends the run that comes from this submission, or will come from it. */
   def takeBack(key: RunKey, submission: String, reason: String): DynamicMessage = {
-    Admission.unlessNoId(key)
+    PlanCheck.runId(key.id)
     unlessTooLong(submission)
     withdrawals.add(key, submission, reason)
     find(key).filter(_.comesFrom(submission)) match {

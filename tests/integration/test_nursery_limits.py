@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import os
 import resource
 import sys
 import time
@@ -36,7 +38,9 @@ def test_a_nursery_without_descriptors_refuses_one_request_in_the_systems_words(
     before = cpu(1).submit(sleep_for_ever)
     assert next(iter(before.logs(follow=True))).text == "ready"
     soft, hard = resource.prlimit(nursery.pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(nursery.pid, resource.RLIMIT_NOFILE, (nursery.num_fds() + room, hard))
+    used = {int(each) for each in os.listdir(f"/proc/{nursery.pid}/fd")}
+    free = (number for number in itertools.count() if number not in used)
+    resource.prlimit(nursery.pid, resource.RLIMIT_NOFILE, (next(itertools.islice(free, room, None)), hard))
     try:
         with pytest.raises(
             TrainingError, match=r"the executor's nursery could not start it: Too many open files \(errno 24\)"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -161,12 +164,12 @@ def test_a_frozen_keeper_can_be_ended_with_its_rank_and_its_children(nursery: Nu
 
     rank = started(start_rank(nursery, main_fn, gang="frozen"))
     family = [rank.pid, *(child.pid for child in psutil.Process(rank.pid).children(recursive=True))]
-    keeper = keeper_of(rank)
-    keeper.suspend()
+    frozen = keeper_of(rank)
+    frozen.suspend()
     rank.connection.close()
     assert keeper_end(nursery, "frozen", end=True).status == -signal.SIGKILL
-    until(lambda: all(gone(pid) for pid in [keeper.pid, *family]), 10)
-    assert not list(nursery.folder.glob(f"rank-{keeper.pid}*"))
+    until(lambda: all(gone(pid) for pid in [frozen.pid, *family]), 10)
+    assert not list(nursery.folder.glob(f"rank-{frozen.pid}*"))
 
 
 def test_a_killed_keeper_costs_no_other_run_and_no_model_anything(
@@ -237,8 +240,7 @@ def limited(nursery: NurseryProcess, what: int, limit: int) -> Iterator[None]:
 
 def test_without_descriptors_one_request_is_refused_and_the_others_go_on(nursery: NurseryProcess, door: Path) -> None:
     before = alone(nursery, door, "before")
-    used = len(os.listdir(f"/proc/{nursery.process.pid}/fd"))
-    with limited(nursery, resource.RLIMIT_NOFILE, used + 8):
+    with limited(nursery, resource.RLIMIT_NOFILE, with_room_for(nursery.process.pid, 8)):
         ranks = [start_rank(nursery, wait_for, door) for _ in range(40)]
         refused = [rank for rank in ranks if not rank.pid and "ready" not in rank.lines and _is_refused(rank)]
         assert refused
@@ -248,6 +250,12 @@ def test_without_descriptors_one_request_is_refused_and_the_others_go_on(nursery
         assert rank in refused or rank.to_end().result() == "done"
     assert before.to_end().result() == "done"
     assert start_rank(nursery, lambda: "after").to_end().result() == "after"
+
+
+def with_room_for(pid: int, descriptors: int) -> int:
+    """The limit under which a process can open so many more: numbers below it that are free."""
+    used = {int(each) for each in os.listdir(f"/proc/{pid}/fd")}
+    return list(islice((number for number in count() if number not in used), descriptors + 1))[-1]
 
 
 def _is_refused(rank: Rank) -> bool:
@@ -295,18 +303,95 @@ def without_process_ids(nursery: NurseryProcess) -> Iterator[None]:
         subprocess.run([*prlimit, f"--nproc={before.stdout.strip()}:"], check=True)
 
 
-def test_a_keeper_without_descriptors_says_so_for_the_one_rank(nursery: NurseryProcess, door: Path) -> None:
-    first = alone(nursery, door, "crowded")
-    keeper = keeper_of(first)
-    before = resource.prlimit(keeper.pid, resource.RLIMIT_NOFILE)
-    used = len(os.listdir(f"/proc/{keeper.pid}/fd"))
-    resource.prlimit(keeper.pid, resource.RLIMIT_NOFILE, (used + 3, before[1]))
-    second = start_rank(nursery, wait_for, door, gang="crowded", rank=1, world_size=2).to_end()
-    assert second.failure is not None
-    assert (second.failure.rank, second.failure.exception) == (1, "OSError")
-    assert "Too many open files" in second.failure.message
+@pytest.mark.parametrize("room", [0, 3])  # not even for the connection, and for the connection but no rank
+def test_a_keeper_without_descriptors_says_so_for_the_one_rank(nursery: NurseryProcess, door: Path, room: int) -> None:
+    first = alone(nursery, door, f"crowded-{room}")
+    process = keeper_of(first)
+    before = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (with_room_for(process.pid, room), before[1]))
+    for _ in range(2):
+        second = start_rank(nursery, wait_for, door, gang=f"crowded-{room}", rank=1, world_size=2).to_end()
+        if room:
+            assert second.failure is not None
+            assert (second.failure.rank, second.failure.exception) == (1, "OSError")
+            assert "Too many open files" in second.failure.message
+        else:
+            assert second.refused == "Too many open files (errno 24)"
     door.touch()
     assert first.to_end().result() == "done"
+
+
+def test_a_rank_that_waits_for_a_slow_plan_or_for_its_turn_is_not_sent_away(
+    tmp_path: Path,
+) -> None:
+    """On a busy machine a plan may take longer than a task has for its next word, and so may the forks of a hundred ranks."""
+    with keeping(tmp_path, 0.5) as connect:
+        ranks = [connect(number) for number in range(2)]
+        readable, _, _ = select.select([rank.connection for rank in ranks], [], [], 30)
+        asked, other = sorted(ranks, key=lambda rank: rank.connection not in readable)
+        assert wire.receive(asked.connection) == wire.Frame(pb.PLAN_WANTED, b"")
+        plan = wire.encode(pb.TRAIN_PLAN, asked.plan)
+        pieces = [plan[start : start + len(plan) // 8 + 1] for start in range(0, len(plan), len(plan) // 8 + 1)]
+        for piece in pieces:
+            time.sleep(0.25)  # the slow task: 2 s together
+            asked.connection.sendall(piece)
+        _meet([asked, other])
+        for rank in ranks:
+            assert rank.to_end().exit is not None
+            assert rank.exit.status == 0, rank.failure  # type: ignore[union-attr]
+
+
+def test_a_task_that_says_nothing_does_not_keep_a_keeper(tmp_path: Path) -> None:
+    with keeping(tmp_path, 0.5) as connect:
+        silent = connect(0)
+        assert wire.receive(silent.connection) == wire.Frame(pb.PLAN_WANTED, b"")
+        assert silent.to_end().failure is not None
+        assert "has sent nothing for 0.5 s" in silent.failure.message  # type: ignore[union-attr]
+
+
+KEEPER = """
+import socket, sys
+from pathlib import Path
+from sparkgap_server import processes
+from sparkgap_server.nursery import keeper
+
+folder, seconds, first, door, lifeline = sys.argv[1:]
+keeper._TASK_SECONDS = float(seconds)
+processes.adopt_orphans()
+spec = keeper.KeeperSpec(Path(folder), 1024)
+sys.exit(keeper.keep(socket.socket(fileno=int(first)), socket.socket(fileno=int(door)), int(lifeline), spec))
+"""
+
+
+@contextmanager
+def keeping(folder: Path, task_seconds: float) -> Iterator[Callable[[int], Rank]]:
+    """A keeper without a nursery; gives `connect(number)`, a rank of two whose task has sent its placement."""
+    (door, far_door), (task, far_task), (lifeline, end) = socket.socketpair(), socket.socketpair(), os.pipe()
+    passed = (far_task.fileno(), far_door.fileno(), lifeline)
+    command = [sys.executable, "-c", KEEPER, str(folder), str(task_seconds), *map(str, passed)]
+    with ExitStack() as cleanup, subprocess.Popen(command, pass_fds=passed):
+        for each in (far_task, far_door):
+            each.close()
+        os.close(lifeline)
+        cleanup.callback(os.close, end)
+        cleanup.callback(door.close)
+
+        def connect(number: int) -> Rank:
+            ours, theirs = (task, None) if number == 0 else socket.socketpair()
+            cleanup.callback(ours.close)
+            ours.settimeout(60)
+            if theirs is not None:
+                socket.send_fds(door, [b"c"], [theirs.fileno()])
+                theirs.close()
+            plan = plan_pb2.TrainPlan(run_id="r", function=codec.pack((lambda: number, (), {}), "function"))
+            place = pb.RankPlacement(rank=number, world_size=2, host="127.0.0.1", cpus=1, max_result_bytes=1 << 20)
+            wire.send(ours, pb.PLACEMENT, place)
+            return Rank(ours, plan)
+
+        try:
+            yield connect
+        finally:
+            cleanup.close()  # before the process is waited for
 
 
 def test_a_rank_has_the_limit_of_descriptors_that_the_executor_gave(nursery: NurseryProcess) -> None:

@@ -12,6 +12,7 @@ import os
 import socket
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,11 +25,12 @@ from sparkgap_server import processes, wire
 from sparkgap_server.nursery.kept_rank import KeptRank, Task
 from sparkgap_server.nursery.loop import READ, Loop
 from sparkgap_server.nursery.rank_process import RankProcess
+from sparkgap_server.nursery.spare import Spare, refuse
 from sparkgap_server.nursery.supervision import Phase
 from sparkgap_server.train import rank
 from sparkgap_server.train.failure import describe
 
-_PLAN_SECONDS = 60.0
+_TASK_SECONDS = 60.0
 _FAILURE_SECONDS = 5.0
 _READ_BYTES = 1 << 18
 
@@ -69,10 +71,14 @@ class _Arrival:
     """A connection whose rank has not been forked yet."""
 
     connection: socket.socket
-    deadline: float
-    reader: wire.FrameReader
+    deadline: float = math.inf  # for the next that the task has to send
+    reader: wire.FrameReader = field(default_factory=wire.FrameReader)
     placement: pb.RankPlacement | None = None
     early: list[wire.Frame] = field(default_factory=list)  # for the rank, which is not there yet
+
+    def expect(self) -> None:
+        """Something, in time."""
+        self.deadline = time.monotonic() + _TASK_SECONDS
 
 
 class Keeper:
@@ -88,6 +94,7 @@ class Keeper:
         self._asked: _Arrival | None = None  # who sends the plan, for all
         self._ranks: list[KeptRank] = []
         self._touched: set[KeptRank] = set()
+        self._spare = Spare()
 
     def run(self, first: socket.socket) -> None:
         """Serve the first connection and all that come through the door, until nothing is left to be looked after."""
@@ -98,7 +105,7 @@ class Keeper:
         while self._arrivals or self._ranks or self._more_at_the_door():
             self._loop.turn(self._patience())
             for arrival in [each for each in self._arrivals if each.deadline <= time.monotonic()]:
-                self._dismiss(arrival)
+                self._dismiss(arrival, TimeoutError(f"its task has sent nothing for {_TASK_SECONDS:g} s"))
             self._begin_next()
             self._look_after()
 
@@ -116,17 +123,24 @@ class Keeper:
 
     def _at_the_door(self) -> bool:
         """Whether there may be more."""
+        shortage = self._spare.shortage()
+        if shortage is None:
+            return self._receive(self._arrive)
+        with self._spare.lent():  # what cannot get a descriptor is gone once it is received
+            return self._receive(lambda connection: _turn_away(connection, shortage))
+
+    def _receive(self, welcome: Callable[[socket.socket], None]) -> bool:
         try:
-            _, descriptors, _, _ = socket.recv_fds(self._door, 1, 1)
+            data, descriptors, _, _ = socket.recv_fds(self._door, 1, 1)
         except BlockingIOError:
             return False
         except OSError:
-            descriptors = []
+            data, descriptors = b"", []
         if descriptors:
-            self._arrive(socket.socket(fileno=descriptors[0]))
-        else:
+            welcome(socket.socket(fileno=descriptors[0]))
+        elif not data:
             self._loop.forget(self._door)
-        return bool(descriptors)
+        return bool(data)
 
     def _more_at_the_door(self) -> bool:
         """The last look before the end: whom the nursery has sent is served, and from here on it can send nobody and forks another keeper."""
@@ -145,7 +159,8 @@ class Keeper:
 
     def _arrive(self, connection: socket.socket) -> None:
         connection.setblocking(False)
-        arrival = _Arrival(connection, time.monotonic() + _PLAN_SECONDS, wire.FrameReader())
+        arrival = _Arrival(connection)
+        arrival.expect()
         self._arrivals.append(arrival)
         self._loop.watch(connection, READ, lambda _: self._arrival_spoke(arrival))
 
@@ -156,6 +171,10 @@ class Keeper:
                 self._dismiss(arrival)
             for frame in arrival.reader.feed(data):
                 self._take(arrival, frame)
+            if arrival.placement is None or arrival is self._asked:
+                arrival.expect()
+            else:  # it waits for us now
+                arrival.deadline = math.inf
         except BlockingIOError:
             return
         except (OSError, DecodeError, wire.BrokenFrame) as problem:
@@ -176,6 +195,7 @@ class Keeper:
         placed = self._placed()
         if self._plan is None and self._asked is None and placed:
             self._asked = placed[0][1]
+            self._asked.expect()
             try:
                 wire.send(self._asked.connection, pb.PLAN_WANTED)
             except OSError as problem:
@@ -241,6 +261,11 @@ class Keeper:
             if kept.supervision.over:
                 kept.close()
                 self._ranks.remove(kept)
+
+
+def _turn_away(connection: socket.socket, problem: OSError) -> None:
+    with connection:
+        refuse(connection, problem)
 
 
 def _body(frame: wire.Frame, kind: int) -> bytes:

@@ -24,6 +24,7 @@ from sparkgap_protos.v1 import node_pb2 as pb
 from sparkgap_server import processes, wire
 from sparkgap_server.nursery import keeper, preload
 from sparkgap_server.nursery.loop import READ, Loop
+from sparkgap_server.nursery.spare import Spare, refuse
 from sparkgap_server.predict import host
 
 _HEADER_SECONDS = 10.0
@@ -65,7 +66,7 @@ class Nursery:
         self._questions: list[tuple[str, socket.socket]] = []
         self._ending = False
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._spare = os.open(os.devnull, os.O_RDONLY)
+        self._spare = Spare()
         self._descriptors = processes.allow_descriptors()
         self._keeper_spec = keeper.KeeperSpec(settings.folder, self._descriptors)
 
@@ -133,15 +134,8 @@ class Nursery:
         self._loop.watch(connection, READ, lambda _: self._greeted(connection))
 
     def _refuse_without_descriptors(self, problem: OSError) -> None:
-        """With a descriptor kept for it, since a connection that cannot be accepted would wake the loop for ever."""
-        os.close(self._spare)
-        try:
-            with self._listener.accept()[0] as connection:
-                _refuse(connection, problem)
-        except OSError:
-            return
-        finally:
-            self._spare = os.open(os.devnull, os.O_RDONLY)
+        with self._spare.lent(), suppress(OSError), self._listener.accept()[0] as connection:
+            refuse(connection, problem)
 
     def _greeted(self, connection: socket.socket) -> None:
         """Read the first frame and nothing behind it: the rest of the stream is for the child."""
@@ -177,7 +171,7 @@ class Nursery:
                     self._to_host(connection, opened.model)
             except OSError as problem:
                 _say(f"a connection was refused: {problem}")
-                _refuse(connection, problem)
+                refuse(connection, problem)
 
     def _forget(self, connection: socket.socket) -> socket.socket:
         self._loop.forget(connection)
@@ -329,13 +323,6 @@ def _hand(door: socket.socket, connection: socket.socket) -> bool:
     except OSError:
         return False
     return True
-
-
-def _refuse(connection: socket.socket, problem: OSError) -> None:
-    """In the system's words: the one request is refused, and the others go on."""
-    with suppress(OSError):
-        connection.setblocking(False)
-        wire.send(connection, pb.REFUSED, pb.Refused(message=f"{problem.strerror or problem} (errno {problem.errno})"))
 
 
 def _words(door: socket.socket) -> str:

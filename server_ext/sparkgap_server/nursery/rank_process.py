@@ -10,7 +10,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from sparkgap_server import processes
-from sparkgap_server.train import rank
+from sparkgap_server.train import exits, rank
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,9 +90,4 @@ def _become_rank(
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except (OSError, ValueError):
-                continue
-        os._exit(status)
+        exits.exit_now(status)

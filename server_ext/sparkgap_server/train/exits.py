@@ -10,8 +10,10 @@ import sysconfig
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from types import FrameType
+from typing import NoReturn
 
 _QUIET_SECONDS = 5.0  # before a line says for whom a rank waits
 _STACK_LINES = 12
@@ -75,16 +77,19 @@ def finish() -> None:
     atexit._run_exitfuncs()
 
 
-def leave(status: int) -> None:
+def leave(status: int) -> NoReturn:
     """End the process from whatever thread, with its exit handlers, which must not wait for children again, and all that it has printed."""
     for child in _children():
         child.kill()
     atexit._run_exitfuncs()
+    exit_now(status)
+
+
+def exit_now(status: int) -> NoReturn:
+    """End the process with what it has printed and without its exit handlers."""
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with suppress(OSError, ValueError):  # user code has closed it
             stream.flush()
-        except (OSError, ValueError):
-            continue
     os._exit(status)
 
 
