@@ -71,11 +71,13 @@ def export(events: Iterable[run_pb2.RunEvent], folder: Path) -> list[Path]:
     for (rank, attempt), reports in sorted(found.items()):
         place = folder / (f"rank-{rank}" if attempt == 0 else f"rank-{rank}-attempt-{attempt}")
         place.mkdir(parents=True, exist_ok=True)
+        # Those that have come twice, as in `table`, once.
+        once = {(when, step, *sorted(values.items())): (when / 1e6, step, values) for when, step, values in reports}
         began = reports[0][0]
         # The name tells nothing but this; the same for each export of a run, so that a later one replaces it.
         file = place / f"events.out.tfevents.{began // 1_000_000}.sparkgap"
         with file.open("wb") as out:
-            tensorboard.write(out, began / 1e6, ((when / 1e6, step, values) for when, step, values in reports))
+            tensorboard.write(out, began / 1e6, once.values())
         files.append(file)
     return files
 

@@ -174,5 +174,12 @@ def test_each_rank_and_attempt_has_a_folder_and_a_second_export_replaces_the_fir
         assert len(list(records(file.read_bytes()))) == 2
 
 
+def test_reports_that_came_twice_are_exported_once(tmp_path):
+    """The server puts old reports together while they are read."""
+    event = reported(0, 1, loss=0.5)
+    (file,) = metrics.export([event, event, reported(0, 2, loss=0.5)], tmp_path)
+    assert len(list(records(file.read_bytes()))) == 3
+
+
 def test_nothing_reported_exports_nothing(tmp_path):
     assert metrics.export([PRINTED], tmp_path / "new") == []
